@@ -1,0 +1,5 @@
+"""The `concord` command."""
+
+
+def main() -> None:
+    raise SystemExit("concord: being assembled")
