@@ -1,0 +1,248 @@
+"""safetensors files as bytes: read headers strictly, place tensor bytes into new files, never compute. No torch.
+
+Format: safetensors (8-byte little-endian header length, JSON header, data section). What this writes starts its data
+section on a 4096-byte boundary (the header is padded with spaces, which the format allows), so that file systems with
+reflinks can share blocks between releases.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common.errors import MalformedError
+from common.model.partition import TensorSpec
+from common.trust import strict_json
+
+MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
+ALIGNMENT: Final = 4096
+DTYPE_BYTES: Final = {"F32": 4, "BF16": 2, "F16": 2}
+"""The dtypes of model parameters; nothing else is accepted from anybody."""
+
+_COPY_BYTES = 16 * 1024 * 1024
+_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """`size` bytes of `path` from `offset`."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file: its spec and where its bytes are."""
+
+    spec: TensorSpec
+    location: ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor to be written: its spec and the bytes, in order, that make it up."""
+
+    spec: TensorSpec
+    pieces: tuple[ByteRange, ...]
+
+
+def size_bytes(spec: TensorSpec) -> int:
+    """Bytes a tensor of this spec takes."""
+    size = DTYPE_BYTES[spec.dtype]
+    for length in spec.shape:
+        size *= length
+    return size
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file in the order of their bytes.
+
+    Raises:
+        MalformedError: not a safetensors file, or its tensors overlap, leave gaps, exceed or fall short of the file.
+    """
+    file_size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if file_size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
+            raise MalformedError(
+                f"{path.name} is not a safetensors file: header length {length}, file size {file_size}"
+            )
+        raw = file.read(length)
+    if not raw.startswith(b"{"):
+        raise MalformedError(f"{path.name} is not a safetensors file: its header is not JSON")
+    fields = strict_json.load_object(raw, what=f"{path.name} header")
+    fields.pop("__metadata__", None)
+    tensors = [(name, *_parse_entry(path, name, field)) for name, field in fields.items()]
+    tensors.sort(key=lambda tensor: tensor[2])
+    position, data_start = 0, 8 + length
+    entries = {}
+    for name, spec, start, end in tensors:
+        if start != position:
+            raise MalformedError(f"{path.name}: tensor {name!r} starts at {start}, not at {position}")
+        entries[name] = TensorEntry(spec, ByteRange(path, data_start + start, end - start))
+        position = end
+    if data_start + position != file_size:
+        raise MalformedError(f"{path.name} has {file_size} bytes where its header says {data_start + position}")
+    return entries
+
+
+def _parse_entry(path: Path, name: str, field: strict_json.JsonValue) -> tuple[TensorSpec, int, int]:
+    match field:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if len(field) == 3:
+            pass
+        case _:
+            raise MalformedError(f"{path.name}: tensor {name!r} has no dtype, shape and data_offsets")
+    if dtype not in DTYPE_BYTES:
+        raise MalformedError(f"{path.name}: tensor {name!r} has dtype {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    dimensions = tuple(length for length in shape if type(length) is int and length >= 0)
+    if len(dimensions) != len(shape) or len(shape) > 8:
+        raise MalformedError(f"{path.name}: tensor {name!r} has shape {shape!r}")
+    spec = TensorSpec(dtype, dimensions)
+    if start < 0 or end - start != size_bytes(spec):
+        raise MalformedError(
+            f"{path.name}: tensor {name!r} of {spec} needs {size_bytes(spec)} bytes, has {end - start}"
+        )
+    return spec, start, end
+
+
+def read_checkpoint(directory: Path) -> dict[str, TensorEntry]:
+    """All tensors of a Hugging Face model directory: `model.safetensors`, or the shards its index names.
+
+    Raises:
+        MalformedError: no weights, an index that names a file outside the directory, or files and index disagree.
+    """
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file() and not index.exists():
+        return read_header(single)
+    if not index.is_file():
+        raise MalformedError(f"{directory} holds no model.safetensors and no model.safetensors.index.json")
+    weight_map = strict_json.load_object(index.read_bytes(), what=index.name).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise MalformedError(f"{index.name} has no weight_map")
+    entries: dict[str, TensorEntry] = {}
+    for shard in dict.fromkeys(weight_map.values()):
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise MalformedError(f"{index.name} names a shard {shard!r}")
+        held = read_header(directory / shard)
+        listed = {name for name, where in weight_map.items() if where == shard}
+        if listed != held.keys():
+            raise MalformedError(f"{index.name} and {shard} disagree about {sorted(listed ^ held.keys())[:3]}")
+        entries.update(held)
+    return entries
+
+
+def write(path: Path, tensors: Mapping[str, Placed]) -> None:
+    """Write a safetensors file whose tensors are the given bytes, in the order given; durable when this returns.
+
+    The file appears whole or not at all. Same tensors and bytes in, same file out.
+
+    Raises:
+        ValueError: the pieces of a tensor do not add up to its size.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(_header(tensors))
+        file.flush()
+        for placed in tensors.values():
+            for piece in placed.pieces:
+                _copy(piece, file.fileno())
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _header(tensors: Mapping[str, Placed]) -> bytes:
+    fields: dict[str, object] = {"__metadata__": _METADATA}
+    position = 0
+    for name, placed in tensors.items():
+        size = size_bytes(placed.spec)
+        if sum(piece.size for piece in placed.pieces) != size:
+            raise ValueError(f"the pieces of {name} do not make its {size} bytes")
+        fields[name] = {
+            "dtype": placed.spec.dtype,
+            "shape": list(placed.spec.shape),
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    header = json.dumps(fields, separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % ALIGNMENT)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _copy(piece: ByteRange, target: int) -> None:
+    """Append `piece` to the file descriptor `target`, inside the kernel where it can."""
+    with piece.path.open("rb") as source:
+        offset, left = piece.offset, piece.size
+        while left:
+            moved = _copy_some(source.fileno(), target, offset=offset, count=min(left, _COPY_BYTES))
+            if moved == 0:
+                raise MalformedError(f"{piece.path} ended {left} bytes early")
+            offset, left = offset + moved, left - moved
+
+
+def _copy_some(source: int, target: int, *, offset: int, count: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, offset_src=offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+    return os.write(target, os.pread(source, count, offset))
+
+
+def write_index(directory: Path, shards: Mapping[str, Iterable[str]], *, total_size: int) -> None:
+    """Write `model.safetensors.index.json`: which shard holds which tensors, and their bytes together."""
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def tensor_bytes(entry: TensorEntry) -> bytes:
+    """The bytes of one tensor; for small ones such as router rows."""
+    with entry.location.path.open("rb") as file:
+        file.seek(entry.location.offset)
+        return file.read(entry.location.size)
+
+
+_EXPONENT_BITS: Final = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
+
+
+def first_not_finite(entries: Mapping[str, TensorEntry]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, by exponent bits alone; None where all is finite.
+
+    A value is not finite exactly when every exponent bit is set (IEEE 754; bfloat16 is float32's upper half).
+    """
+    return next((name for name, entry in entries.items() if not _is_finite(entry)), None)
+
+
+def _is_finite(entry: TensorEntry) -> bool:
+    import numpy as np  # a daemon that never checks an expert does not load it
+
+    word, mask = _EXPONENT_BITS[entry.spec.dtype]
+    with entry.location.path.open("rb") as file:
+        file.seek(entry.location.offset)
+        for start in range(0, entry.location.size, _COPY_BYTES):
+            bits = np.frombuffer(file.read(min(entry.location.size - start, _COPY_BYTES)), np.dtype(word))
+            if bool(np.equal(np.bitwise_and(bits, mask), mask).any()):
+                return False
+    return True
+
+
+def check_tensors(entries: Mapping[str, TensorEntry], *, expected: Mapping[str, TensorSpec]) -> None:
+    """Raise `MalformedError` unless exactly the expected tensors are there, each of the expected dtype and shape."""
+    if extra := sorted(entries.keys() - expected.keys()):
+        raise MalformedError(f"{_some(extra)} must not be in an expert of this base; send only its expert's tensors")
+    if absent := sorted(expected.keys() - entries.keys()):
+        raise MalformedError(f"{_some(absent)} is missing from the expert")
+    for name, spec in expected.items():
+        if entries[name].spec != spec:
+            raise MalformedError(f"tensor {name} is {entries[name].spec}; this base needs {spec}")
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"tensor {', '.join(names[:3])}{rest}"

@@ -1,0 +1,68 @@
+"""JSON as it is used for anything that is signed, hashed or comes from outside: one spelling for each value.
+
+`loads` refuses what Python's `json` accepts silently: duplicate keys, NaN and infinities, integers a double cannot
+hold (RFC 8785 section 3.2.2.3), invalid UTF-8 and absurd nesting. `canonical` is RFC 8785.
+"""
+
+import json
+from typing import NoReturn
+
+import rfc8785
+
+from common.errors import MalformedError
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+
+MAX_SAFE_INTEGER = 2**53 - 1
+
+
+def _no_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return value
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _safe_integer(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > MAX_SAFE_INTEGER:
+        raise ValueError(f"integer {text[:24]} is 2^53 or more")
+    return int(text)
+
+
+def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
+    """The value in `data`; `what` names it in the error.
+
+    Raises:
+        MalformedError: not UTF-8, not JSON, a duplicate key, NaN or infinity, or an integer of 2^53 or more.
+    """
+    try:
+        value: JsonValue = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_int=_safe_integer,
+        )
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"{what}: {error}") from error
+    return value
+
+
+def load_object(data: bytes, *, what: str = "JSON") -> dict[str, JsonValue]:
+    """Like `loads`, for what must be an object."""
+    value = loads(data, what=what)
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what}: an object is wanted, not {type(value).__name__}")
+    return value
+
+
+def canonical(value: object) -> bytes:
+    """RFC 8785 bytes of a JSON value; `ValueError` for what has no such form."""
+    try:
+        return bytes(rfc8785.dumps(value))  # type: ignore[arg-type]
+    except rfc8785.CanonicalizationError as error:
+        raise ValueError(f"no canonical JSON: {error}") from error
