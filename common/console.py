@@ -1,0 +1,79 @@
+"""What a command shows while it works: rich text for people, JSON lines for machines. One interface for both."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class Reporter(Protocol):
+    """Where a command says what it does."""
+
+    def step(self, text: str) -> None:
+        """A finished step, as one line."""
+
+    def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
+        """How far a task is, in any unit."""
+
+    def result(self, fields: Mapping[str, object]) -> None:
+        """What the command found; machines read exactly this."""
+
+
+class JsonReporter:
+    """JSON lines: events while working, `{"event": "result", ...}` last."""
+
+    def __init__(self, stream: TextIO = sys.stdout) -> None:
+        self._stream = stream
+
+    def step(self, text: str) -> None:
+        self._write({"event": "step", "text": text})
+
+    def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
+        self._write({"event": "progress", "task": task, "done": done, "total": total, "note": note})
+
+    def result(self, fields: Mapping[str, object]) -> None:
+        self._write({"event": "result", **fields})
+
+    def _write(self, fields: Mapping[str, object]) -> None:
+        self._stream.write(json.dumps(fields) + "\n")
+        self._stream.flush()
+
+
+class RichReporter:
+    """A line a step and a bar a task, for people."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("  {task.description:<34}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=not console.is_terminal,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "RichReporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, text: str) -> None:
+        self._console.print(f"[green]✓[/green] {text}", highlight=False)
+
+    def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(task, total=total, note=note)
+        self._progress.update(self._tasks[task], completed=done, total=total, note=note)
+
+    def result(self, fields: Mapping[str, object]) -> None:
+        for name, value in fields.items():
+            self._console.print(f"  {name}: {value}", highlight=False, markup=False)

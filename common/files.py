@@ -1,0 +1,105 @@
+"""Durable files: what is written is whole and on disk before anybody is told, and secrets are readable by us alone."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from common.errors import ConflictError, NotFoundError, UnavailableError
+
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data`: readers see the old bytes or the new ones, and a crash loses neither."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Like `write_atomic`, readable by the owner of the process alone."""
+    make_private_directory(path.parent)
+    write_atomic(path, data, mode=0o600)
+
+
+def make_private_directory(path: Path) -> None:
+    """A directory only we may enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_required(path: Path, *, hint: str) -> bytes:
+    """The bytes of `path`; `NotFoundError` with a hint at what to do where it is absent."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} is not there; {hint}") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `source` a second name; where the file system cannot, copy it."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def full_disk_is_unavailable(what: str) -> Iterator[None]:
+    """Turn "no space left" into an `UnavailableError` that says what could not be stored."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise UnavailableError(f"no space left for {what}; free some and go on: what is stored stays") from error
+
+
+@contextmanager
+def exclusive(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs.
+
+    Raises:
+        ConflictError: another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(f"{what} is already in use by another process; stop that one first") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Like `exclusive`, for short work: wait for the turn."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

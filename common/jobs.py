@@ -1,0 +1,82 @@
+"""Jobs: work that needs torch runs as a subprocess, so that a daemon needs none and survives its faults.
+
+A job is a module started as `python -m <module> JOB.json`. It writes events as JSON lines on its standard output
+(`{"event": "progress", ...}`), its results as files, and on failure one message on standard error and exit status 1.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Event
+
+from pydantic import BaseModel
+
+from common.errors import JobFailedError
+
+JobEvent = Mapping[str, object]
+
+
+def run_job(
+    module: str,
+    config: BaseModel,
+    *,
+    config_path: Path,
+    on_event: Callable[[JobEvent], None],
+    stop: Event | None = None,
+) -> None:
+    """Run a job to its end, handing on its events. When `stop` is set the job is told to stop and saves its state.
+
+    Raises:
+        JobFailedError: it failed, or was stopped; the message is what it said.
+    """
+    config_path.write_text(config.model_dump_json(indent=2) + "\n")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(config_path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        try:
+            _follow(process, on_event, stop)
+        finally:
+            _end(process)
+        if process.returncode:
+            errors.seek(0)
+            raise JobFailedError(_reason(module, process.returncode, errors.read().decode(errors="replace")))
+
+
+def _follow(process: subprocess.Popen[str], on_event: Callable[[JobEvent], None], stop: Event | None) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if stop is not None and stop.is_set():
+            process.send_signal(signal.SIGTERM)
+        if line.startswith("{"):
+            on_event(json.loads(line))
+    process.wait()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _reason(module: str, status: int, output: str) -> str:
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    if status < 0:
+        return f"{module} was stopped by {signal.Signals(-status).name}; start it again and it goes on where it was"
+    return lines[-1].removeprefix("Error: ") if lines else f"{module} ended with status {status}"

@@ -1,0 +1,264 @@
+"""gRPC with mutual TLS: channel and server, and the one place where errors become statuses and back.
+
+TLS 1.3 alone: gRPC's default also takes 1.2, so the cipher list names only an RSA suite of 1.2, which the ECDSA
+certificates used here cannot serve; every call asserts the version as well. Certificates say who a peer is by their
+URI name (see `common/trust/pki.py`); whether that party may call now is asked again on every call, because a live
+connection outlives its certificate.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeVar
+
+os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")  # read once, when grpc is imported
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a refused handshake is reported by the call that fails, once
+
+import grpc
+
+from common.errors import (
+    ConcordError,
+    ConflictError,
+    ConsentError,
+    MalformedError,
+    NotFoundError,
+    NotPermittedError,
+    TooLargeError,
+    UnavailableError,
+    VerificationError,
+)
+
+logger = logging.getLogger(__name__)
+
+_STATUS: Final[dict[type[ConcordError], grpc.StatusCode]] = {
+    MalformedError: grpc.StatusCode.INVALID_ARGUMENT,
+    VerificationError: grpc.StatusCode.DATA_LOSS,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    ConflictError: grpc.StatusCode.ABORTED,
+    NotPermittedError: grpc.StatusCode.PERMISSION_DENIED,
+    ConsentError: grpc.StatusCode.FAILED_PRECONDITION,
+    TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+_CLASSES: Final = {kind.__name__: kind for kind in _STATUS}
+_ERROR_KEY: Final = "concord-error"
+_MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+_MAX_CONNECTION_AGE_MS: Final = 60 * 60 * 1000
+_KEEPALIVE_MS: Final = 30_000
+
+Authenticate = Callable[[bytes | None, str], str]
+"""(peer's PEM certificate or None, full method name) -> party id; raises NotPermittedError."""
+
+_caller: ContextVar[str] = ContextVar("caller")
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
+
+
+def caller() -> str:
+    """The party whose call is being served on this thread."""
+    return _caller.get()
+
+
+# Server
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """A key with its certificate, and the certificate authority that both ends trust; all PEM."""
+
+    key: bytes
+    certificate: bytes
+    authority: bytes
+
+
+def make_server(authenticate: Authenticate, *, threads: int) -> grpc.Server:
+    """A server whose every call is authenticated and whose errors cross as `concord-error`."""
+    options = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ]
+    return grpc.server(
+        futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc"),
+        interceptors=[_Boundary(authenticate)],
+        options=options,
+        maximum_concurrent_rpcs=4 * threads,
+    )
+
+
+def listen(server: grpc.Server, address: str, *, tls: TlsIdentity, require_client: bool) -> int:
+    """Open `address` (`host:port`, port 0 for any free one) and return the port.
+
+    Raises:
+        UnavailableError: the port is in use or may not be opened.
+    """
+    credentials = grpc.ssl_server_credentials(
+        [(tls.key, tls.certificate)],
+        root_certificates=tls.authority if require_client else None,
+        require_client_auth=require_client,
+    )
+    try:
+        return int(server.add_secure_port(address, credentials))
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"{address} cannot be opened: another program uses it or it may not be used here; choose another port"
+        ) from error
+
+
+class _Boundary(grpc.ServerInterceptor):
+    """Says who calls, on every call, and turns what fails into statuses; nothing else does either."""
+
+    def __init__(self, authenticate: Authenticate) -> None:
+        self._authenticate = authenticate
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        make = _HANDLERS[handler.request_streaming, handler.response_streaming]
+        behaviour = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
+        wrapped = self._streaming(behaviour, method) if handler.response_streaming else self._unary(behaviour, method)
+        return make(
+            wrapped,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(
+        self, behaviour: Callable[[_Request, grpc.ServicerContext], _Reply], method: str
+    ) -> Callable[[_Request, grpc.ServicerContext], _Reply]:
+        def serve(request: _Request, context: grpc.ServicerContext) -> _Reply:
+            try:
+                token = _caller.set(self._authenticate(_peer_certificate(context), method))
+                try:
+                    return behaviour(request, context)
+                finally:
+                    _caller.reset(token)
+            except Exception as error:  # the boundary: a peer never sees more than a name and a message
+                status, message, metadata = _status_of(error, method)
+            return _abort(context, status, message, metadata)
+
+        return serve
+
+    def _streaming(
+        self, behaviour: Callable[[_Request, grpc.ServicerContext], Iterator[_Reply]], method: str
+    ) -> Callable[[_Request, grpc.ServicerContext], Iterator[_Reply]]:
+        def serve(request: _Request, context: grpc.ServicerContext) -> Iterator[_Reply]:
+            try:
+                token = _caller.set(self._authenticate(_peer_certificate(context), method))
+                try:
+                    replies = behaviour(request, context)
+                finally:
+                    _caller.reset(token)
+                yield from replies
+            except GeneratorExit:
+                raise
+            except Exception as error:  # the boundary, as above
+                status, message, metadata = _status_of(error, method)
+            else:
+                return
+            _abort(context, status, message, metadata)
+
+        return serve
+
+
+_HANDLERS: Final = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+}
+
+
+def _peer_certificate(context: grpc.ServicerContext) -> bytes | None:
+    facts = context.auth_context()
+    if facts.get("ssl_tls_version") not in ([b"TLSv1.3"], None):
+        raise NotPermittedError(f"{facts['ssl_tls_version'][0].decode()} is not accepted; use TLS 1.3")
+    return next(iter(facts.get("x509_pem_cert", [])), None)
+
+
+def _status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            logger.info("%s refused: %s: %s", method, kind.__name__, error)
+            return _STATUS[kind], str(error), ((_ERROR_KEY, kind.__name__),)
+    logger.exception("%s failed", method, exc_info=error)
+    return grpc.StatusCode.INTERNAL, "internal error", ()
+
+
+def _abort(
+    context: grpc.ServicerContext, status: grpc.StatusCode, message: str, metadata: tuple[tuple[str, str], ...]
+) -> NoReturn:
+    context.set_trailing_metadata(metadata)
+    context.abort(status, message)
+    raise AssertionError("abort raises")
+
+
+# Client
+
+
+def open_channel(target: str, *, authority: bytes, tls: TlsIdentity | None) -> grpc.Channel:
+    """A channel to `target` (`host:port`) that trusts `authority` alone; without `tls` the caller stays anonymous."""
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=authority,
+        private_key=tls.key if tls else None,
+        certificate_chain=tls.certificate if tls else None,
+    )
+    options = [
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+    return grpc.secure_channel(target, credentials, options=options)
+
+
+def call(method: Callable[..., _Reply], request: object, *, timeout_s: float) -> _Reply:
+    """One call; a failure is raised as the class the server raised.
+
+    Raises:
+        ConcordError: as the server's; `UnavailableError` where it could not be reached or did not answer in time.
+    """
+    try:
+        return method(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise error_of(error) from error
+
+
+def stream(method: Callable[..., Iterator[_Reply]], request: object, *, timeout_s: float | None) -> Iterator[_Reply]:
+    """The replies of a streaming call, errors as in `call`."""
+    try:
+        yield from method(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise error_of(error) from error
+
+
+def error_of(error: grpc.RpcError) -> ConcordError:
+    """What a failed call means on this side."""
+    status, details = error.code(), error.details() or ""
+    named = dict(error.trailing_metadata() or ()).get(_ERROR_KEY)
+    if isinstance(named, str) and named in _CLASSES:
+        return _CLASSES[named](details)
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return UnavailableError(f"the coordinator does not answer: {_brief(details)}")
+    if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return UnavailableError(f"the coordinator is busy: {_brief(details)}")
+    return ConcordError(f"the coordinator failed ({status.name}): {details}; its own output says why")
+
+
+def _brief(details: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return "its certificate was not issued by the pinned certificate authority"
+    if "Connection refused" in details:
+        return "nothing listens at its address; is `concord coordinator serve` running there?"
+    return details[:200]

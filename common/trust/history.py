@@ -1,0 +1,305 @@
+"""What the log's entries mean: who has joined, what they agreed to, what is in force. The registry's rules.
+
+`History` folds entries one by one. The coordinator asks it before it appends, an auditor folds the same entries again:
+one set of rules, written once. No I/O and no clock: "now" of a rule is the `issued_at` of the statement it judges.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import singledispatchmethod
+
+from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotFoundError, NotPermittedError
+from common.trust.manifest import digest_of
+from common.trust.note import Note, Verifier
+from common.trust.root import TrustedRoot
+from common.trust.statements import (
+    COORDINATOR,
+    BasePublish,
+    ConsentGrant,
+    ConsentRevoke,
+    ExpertContribute,
+    LineScope,
+    OwnerEnrol,
+    ReleasedExpert,
+    ReleasePublish,
+    Statement,
+    parse_note,
+    parse_time,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A party as of some entry: the key that signs for it, and where its chain of statements stands."""
+
+    verifier: Verifier
+    next_seq: int = 0
+    head: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A consent in the log, and the index of the entry that revoked it, if any."""
+
+    index: int
+    statement: ConsentGrant
+    revoked_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An expert in the log."""
+
+    index: int
+    statement: ExpertContribute
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release in the log."""
+
+    index: int
+    statement: ReleasePublish
+
+
+@dataclass(slots=True)
+class History:
+    """The state that the first `size` entries of a log amount to."""
+
+    root: TrustedRoot
+    size: int = 0
+    parties: dict[str, Party] = field(default_factory=dict)
+    records: set[str] = field(default_factory=set)
+    bases: dict[str, BasePublish] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
+    grant_ids: dict[int, str] = field(default_factory=dict)
+    """By entry: the consent that entry is."""
+    contributions: dict[str, Contribution] = field(default_factory=dict)
+    """By grant: the latest contribution under a grant is the one that counts."""
+    releases: dict[str, Release] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parties.setdefault(COORDINATOR, Party(self.root.coordinator))
+
+    def check(self, entry: bytes) -> Statement:
+        """The statement in `entry`, if it may be the next entry of this log; changes nothing.
+
+        Raises:
+            MalformedError: it does not parse.
+            VerificationError: a signature does not hold.
+            NotPermittedError: another federation, an unknown party, or a party that may not say this.
+            ConflictError: a broken sequence, a repeated record, or a state that forbids it.
+            ConsentError: it needs a consent that is absent, lapsed or revoked.
+        """
+        note, statement = parse_note(entry)
+        if (statement.federation, statement.origin) != (self.root.federation, self.root.origin):
+            raise NotPermittedError(f"this statement is for {statement.federation!r} at {statement.origin!r}, not here")
+        party = self._signer(note, statement)
+        if (statement.seq, statement.prev) != (party.next_seq, party.head):
+            raise ConflictError(
+                f"statement {statement.seq} of {statement.party} after {statement.prev} breaks its sequence: "
+                f"{party.next_seq} after {party.head} is next"
+            )
+        if statement.record_id in self.records:
+            raise ConflictError(f"record {statement.record_id} is in the log already")
+        self._check(statement)
+        return statement
+
+    def append(self, entry: bytes) -> Statement:
+        """Check `entry` and take it as the next one."""
+        statement = self.check(entry)
+        self._apply(statement)
+        party = self.parties[statement.party]
+        self.parties[statement.party] = replace(party, next_seq=statement.seq + 1, head=statement.digest)
+        self.records.add(statement.record_id)
+        self.size += 1
+        return statement
+
+    def _signer(self, note: Note, statement: Statement) -> Party:
+        if isinstance(statement, OwnerEnrol):
+            if statement.party in self.parties:
+                raise ConflictError(f"{statement.party} has joined already; choose another name")
+            party = Party(Verifier.parse(statement.public_key))
+            verifiers = [party.verifier, self.root.coordinator]
+        elif known := self.parties.get(statement.party):
+            party, verifiers = known, [known.verifier]
+        else:
+            raise NotPermittedError(f"{statement.party} has not joined this federation")
+        if party.verifier.key_id != statement.key_id:
+            raise NotPermittedError(f"key {statement.key_id} does not sign for {statement.party}")
+        note.verify(*verifiers)
+        return party
+
+    # What each kind of statement needs. Nothing here changes state.
+
+    @singledispatchmethod
+    def _check(self, statement: Statement) -> None:
+        raise AssertionError(f"no rule for {statement.type}")
+
+    @_check.register
+    def _(self, statement: OwnerEnrol) -> None:
+        _only_owner(statement)
+
+    @_check.register
+    def _(self, statement: BasePublish) -> None:
+        _only_coordinator(statement)
+        if statement.base_digest in self.bases:
+            raise ConflictError(f"base {statement.base_digest} is published already")
+
+    @_check.register
+    def _(self, statement: ConsentGrant) -> None:
+        _only_owner(statement)
+        if statement.expert.base_digest not in self.bases:
+            raise NotFoundError(f"base {statement.expert.base_digest} is not in the log; consent only to a logged base")
+        if not parse_time(statement.not_before) < parse_time(statement.not_after):
+            raise MalformedError(f"consent from {statement.not_before} until {statement.not_after} is never in force")
+
+    @_check.register
+    def _(self, statement: ConsentRevoke) -> None:
+        grant = self._own_grant(statement.grant_id, party=statement.party)
+        if grant.revoked_index is not None:
+            raise ConflictError(f"consent {statement.grant_id} was revoked by entry {grant.revoked_index} already")
+
+    @_check.register
+    def _(self, statement: ExpertContribute) -> None:
+        grant = self._own_grant(statement.grant_id, party=statement.party)
+        _check_in_force(grant, at=parse_time(statement.issued_at))
+        _check_covers(grant, statement.manifest.digest)
+
+    @_check.register
+    def _(self, statement: ReleasePublish) -> None:
+        _only_coordinator(statement)
+        if statement.release in self.releases:
+            raise ConflictError(f"{statement.release} is published already")
+        if statement.log_size != self.size:
+            raise ConflictError(
+                f"{statement.release} was made from {statement.log_size} entries; the log has {self.size}"
+            )
+        if statement.base_digest not in self.bases:
+            raise NotFoundError(f"{statement.release} is over base {statement.base_digest}, which is not in the log")
+        if [expert.slot for expert in statement.experts] != list(range(1, len(statement.experts) + 1)):
+            raise MalformedError(f"the experts of {statement.release} do not take slots 1 to {len(statement.experts)}")
+        if len({expert.grant_index for expert in statement.experts}) != len(statement.experts):
+            raise MalformedError(f"{statement.release} holds an expert twice")
+        for expert in statement.experts:
+            self._check_released(expert, statement)
+
+    def _own_grant(self, grant_id: str, *, party: str) -> Grant:
+        grant = self.grants.get(grant_id)
+        if grant is None or grant.statement.party != party:
+            raise ConsentError(f"{party} has no consent {grant_id}; sign one first")
+        return grant
+
+    def _check_released(self, expert: ReleasedExpert, release: ReleasePublish) -> None:
+        if expert.grant_index not in self.grant_ids:
+            raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
+        grant = self.grants[self.grant_ids[expert.grant_index]]
+        contribution = self.contributions.get(grant.statement.record_id)
+        if (
+            contribution is None
+            or contribution.index != expert.contribute_index
+            or contribution.statement.manifest.digest != expert.digest
+        ):
+            raise ConsentError(f"slot {expert.slot} is not what {grant.statement.party} contributed under its consent")
+        check_releasable(grant, release=release.release, line=release.line, base_digest=release.base_digest,
+                         at=parse_time(release.issued_at))  # fmt: skip
+        _check_covers(grant, expert.digest)
+
+    # What each kind of statement changes.
+
+    @singledispatchmethod
+    def _apply(self, statement: Statement) -> None:
+        raise AssertionError(f"no rule for {statement.type}")
+
+    @_apply.register
+    def _(self, statement: OwnerEnrol) -> None:
+        self.parties[statement.party] = Party(Verifier.parse(statement.public_key))
+
+    @_apply.register
+    def _(self, statement: BasePublish) -> None:
+        self.bases[statement.base_digest] = statement
+
+    @_apply.register
+    def _(self, statement: ConsentGrant) -> None:
+        self.grants[statement.record_id] = Grant(self.size, statement)
+        self.grant_ids[self.size] = statement.record_id
+
+    @_apply.register
+    def _(self, statement: ConsentRevoke) -> None:
+        self.grants[statement.grant_id] = replace(self.grants[statement.grant_id], revoked_index=self.size)
+
+    @_apply.register
+    def _(self, statement: ExpertContribute) -> None:
+        self.contributions[statement.grant_id] = Contribution(self.size, statement)
+
+    @_apply.register
+    def _(self, statement: ReleasePublish) -> None:
+        self.releases[statement.release] = Release(self.size, statement)
+
+
+def _only_coordinator(statement: Statement) -> None:
+    if statement.party != COORDINATOR:
+        raise NotPermittedError(f"only the coordinator may say {statement.type}, not {statement.party}")
+
+
+def _only_owner(statement: Statement) -> None:
+    if statement.party == COORDINATOR:
+        raise NotPermittedError(f"only a data owner may say {statement.type}")
+
+
+def _check_in_force(grant: Grant, *, at: datetime) -> None:
+    consent = grant.statement
+    if grant.revoked_index is not None:
+        raise ConsentError(f"consent {consent.record_id} of {consent.party} was revoked by entry {grant.revoked_index}")
+    if not parse_time(consent.not_before) <= at < parse_time(consent.not_after):
+        raise ConsentError(
+            f"consent {consent.record_id} of {consent.party} is in force from {consent.not_before} until "
+            f"{consent.not_after}, not at {at:%Y-%m-%dT%H:%M:%SZ}"
+        )
+
+
+def _check_covers(grant: Grant, manifest_digest: str) -> None:
+    wanted = grant.statement.expert.manifest_digest
+    if wanted not in (None, manifest_digest):
+        raise ConsentError(f"consent {grant.statement.record_id} covers expert {wanted}, not {manifest_digest}")
+
+
+def check_releasable(grant: Grant, *, release: str, line: str, base_digest: str, at: datetime) -> None:
+    """Raise `ConsentError` unless `grant` lets its expert into `release` of `line` over this base at that time."""
+    _check_in_force(grant, at=at)
+    consent = grant.statement
+    if consent.expert.base_digest != base_digest:
+        raise ConsentError(f"consent {consent.record_id} is for base {consent.expert.base_digest}, not {base_digest}")
+    covered = consent.scope.line == line if isinstance(consent.scope, LineScope) else consent.scope.release == release
+    if not covered:
+        raise ConsentError(f"consent {consent.record_id} does not cover {release} of line {line}: {consent.scope}")
+
+
+def releasable_experts(
+    history: History, *, release: str, line: str, base_digest: str, at: datetime
+) -> list[tuple[Grant, Contribution]]:
+    """Every contributed expert that may be in `release`, in the order of their consents in the log."""
+    chosen = []
+    for grant_id, contribution in history.contributions.items():
+        grant = history.grants[grant_id]
+        try:
+            check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
+        except ConsentError:
+            continue
+        chosen.append((grant, contribution))
+    return sorted(chosen, key=lambda pair: pair[0].index)
+
+
+def replay(root: TrustedRoot, entries: list[bytes]) -> History:
+    """The history of a whole log.
+
+    Raises:
+        ConcordError: of the class that `History.check` raises, naming the entry.
+    """
+    history = History(root)
+    for index, entry in enumerate(entries):
+        try:
+            history.append(entry)
+        except ConcordError as error:
+            raise type(error)(f"entry {index} ({digest_of(entry)}): {error}") from error
+    return history

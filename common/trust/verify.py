@@ -1,0 +1,127 @@
+"""The verification plan, step by step; every failure names its step. No I/O and no clock: both are arguments.
+
+1. The checkpoint is signed by the log (C2SP tlog-checkpoint).
+2. The log only grew since the last checkpoint seen (RFC 6962 section 2.1.2).
+3. The entries replay to the checkpoint's root hash, none missing and none added.
+4. Every statement parses, is signed by the key of its party at that point, and no party's sequence is broken.
+5. Every release holds only experts with a consent in force at that point: index, digest, base, scope, dates.
+6. Every revocation is honoured: no later release holds the expert.
+7. The files of each base and release are those of its manifest, and the log names that manifest.
+8. Each release is its inputs placed side by side: shared parameters and public expert equal the base's, each expert
+   equals its contribution, nothing else is there.
+
+Steps 7 and 8 read files and are in `common/audit.py`; a single receipt is steps 1 to 3 for one entry.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from common.errors import ConcordError, VerificationError
+from common.trust import merkle
+from common.trust.history import History
+from common.trust.note import Checkpoint, Proof, open_checkpoint
+from common.trust.root import TrustedRoot
+from common.trust.statements import TYPE_PREFIX, ReleasePublish
+
+STEPS: Final = {
+    1: "checkpoint is signed by the log",
+    2: "log only grew since the last checkpoint seen",
+    3: "entries replay to the signed root hash",
+    4: "every statement is signed, in sequence and allowed",
+    5: "every release holds only experts with a consent in force",
+    6: "every revocation is honoured",
+    7: "published files are those that the log names",
+    8: "each release is its inputs placed side by side",
+}
+
+
+class StepFailed(VerificationError):
+    """A step of the plan does not hold."""
+
+    def __init__(self, step: int, problem: str) -> None:
+        super().__init__(f"step {step} ({STEPS[step]}): {problem}")
+        self.step = step
+
+
+def check_checkpoint(root: TrustedRoot, data: bytes) -> Checkpoint:
+    """Step 1: the checkpoint in the signed note `data`."""
+    try:
+        return open_checkpoint(data, log=root.log, origin=root.origin)
+    except ConcordError as error:
+        raise StepFailed(1, str(error)) from error
+
+
+def check_growth(old: Checkpoint | None, new: Checkpoint, *, proof: Sequence[bytes]) -> None:
+    """Step 2 by a consistency proof; `old` None means nothing was seen before."""
+    if old is None:
+        return
+    try:
+        merkle.verify_consistency(
+            old_size=old.size, old_root=old.root, new_size=new.size, new_root=new.root, proof=tuple(proof)
+        )
+    except ConcordError as error:
+        raise StepFailed(2, f"from {old.size} to {new.size} entries: {error}") from error
+
+
+def check_entries(entries: Sequence[bytes], checkpoint: Checkpoint, *, last_seen: Checkpoint | None) -> None:
+    """Steps 2 and 3 by replaying: no proof is needed where all entries are at hand."""
+    if len(entries) != checkpoint.size:
+        raise StepFailed(3, f"{len(entries)} entries where the checkpoint says {checkpoint.size}")
+    if last_seen is not None and last_seen.size > checkpoint.size:
+        raise StepFailed(2, f"the log shrank from {last_seen.size} to {checkpoint.size} entries")
+    running = merkle.RunningRoot()
+    for index, entry in enumerate(entries):
+        if last_seen is not None and last_seen.size == index:
+            _same_root(2, running.root, last_seen)
+        running.append(merkle.leaf_hash(entry))
+    if last_seen is not None and last_seen.size == len(entries):
+        _same_root(2, running.root, last_seen)
+    _same_root(3, running.root, checkpoint)
+
+
+def _same_root(step: int, found: bytes, wanted: Checkpoint) -> None:
+    if found != wanted.root:
+        raise StepFailed(step, f"root hash of {wanted.size} entries is {found.hex()}, not {wanted.root.hex()}")
+
+
+def check_history(root: TrustedRoot, entries: Sequence[bytes]) -> History:
+    """Steps 4 and 5: fold every entry with the registry's own rules."""
+    history = History(root)
+    release_line = f"{TYPE_PREFIX}{ReleasePublish.type}\n".encode()
+    for index, entry in enumerate(entries):
+        try:
+            history.append(entry)
+        except ConcordError as error:
+            raise StepFailed(5 if entry.startswith(release_line) else 4, f"entry {index}: {error}") from error
+    return history
+
+
+def check_revocations(history: History) -> int:
+    """Step 6: the number of revocations, each honoured by every later release."""
+    revoked = {grant.index: grant.revoked_index for grant in history.grants.values() if grant.revoked_index is not None}
+    for release in history.releases.values():
+        for expert in release.statement.experts:
+            if expert.grant_index in revoked and revoked[expert.grant_index] < release.index:
+                raise StepFailed(
+                    6,
+                    f"{release.statement.release} (entry {release.index}) holds the expert of consent "
+                    f"{expert.grant_index}, revoked by entry {revoked[expert.grant_index]}",
+                )
+    return len(revoked)
+
+
+def check_receipt(root: TrustedRoot, receipt: bytes, *, entry: bytes) -> tuple[Proof, Checkpoint]:
+    """That `entry` is in the log: its inclusion proof and the checkpoint it leads to (steps 1 and 3 for one entry)."""
+    proof = Proof.parse(receipt)
+    checkpoint = check_checkpoint(root, proof.checkpoint)
+    try:
+        merkle.verify_inclusion(
+            index=proof.index,
+            size=checkpoint.size,
+            leaf=merkle.leaf_hash(entry),
+            proof=proof.hashes,
+            root=checkpoint.root,
+        )
+    except ConcordError as error:
+        raise StepFailed(3, f"receipt for entry {proof.index}: {error}") from error
+    return proof, checkpoint
