@@ -127,7 +127,7 @@ def consistency_proof(old_size: int, new_size: int, read: ReadHashes) -> tuple[b
 def verify_inclusion(*, index: int, size: int, leaf: bytes, proof: Sequence[bytes], root: bytes) -> None:
     """Check that the leaf hash `leaf` stands at `index` in the tree of `size` leaves with root hash `root`.
 
-    `size` and `root` come from one signed checkpoint: sizes at which the leaf's path takes the same turns are alike here.
+    `size` and `root` come from one signed checkpoint; the proof alone does not bind a root to its size.
 
     Raises:
         VerificationError: it is not proven: wrong leaf, index, size, root, or a proof that is wrong, short or long.
