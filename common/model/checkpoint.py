@@ -93,14 +93,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 def _parse_entry(path: Path, name: str, field: strict_json.JsonValue) -> tuple[TensorSpec, int, int]:
     match field:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if len(field) == 3:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)], **rest} if not rest:
             pass
         case _:
             raise MalformedError(f"{path.name}: tensor {name!r} has no dtype, shape and data_offsets")
     if dtype not in DTYPE_BYTES:
         raise MalformedError(f"{path.name}: tensor {name!r} has dtype {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
-    dimensions = tuple(length for length in shape if type(length) is int and length >= 0)
-    if len(dimensions) != len(shape) or len(shape) > 8:
+    dimensions = tuple(length for length in shape if isinstance(length, int) and length >= 0)
+    if dimensions != tuple(shape) or len(dimensions) > 8:
         raise MalformedError(f"{path.name}: tensor {name!r} has shape {shape!r}")
     spec = TensorSpec(dtype, dimensions)
     if start < 0 or end - start != size_bytes(spec):

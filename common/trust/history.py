@@ -120,6 +120,8 @@ class History:
             if statement.party in self.parties:
                 raise ConflictError(f"{statement.party} has joined already; choose another name")
             party = Party(Verifier.parse(statement.public_key))
+            if party.verifier.name != owner_key_name(statement.federation, statement.party):
+                raise MalformedError(f"the key of {statement.party} may not be called {party.verifier.name!r}")
             verifiers = [party.verifier, self.root.coordinator]
         elif known := self.parties.get(statement.party):
             party, verifiers = known, [known.verifier]
@@ -235,6 +237,11 @@ class History:
     @_apply.register
     def _(self, statement: ReleasePublish) -> None:
         self.releases[statement.release] = Release(self.size, statement)
+
+
+def owner_key_name(federation: str, party: str) -> str:
+    """What an owner's signing key is called in notes."""
+    return f"{federation}/owner/{party}"
 
 
 def _only_coordinator(statement: Statement) -> None:

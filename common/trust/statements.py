@@ -236,7 +236,7 @@ def parse(text: str) -> Statement:
     """The statement whose body is `text`.
 
     Raises:
-        MalformedError: unknown type or version, unknown or missing field, a value out of range, not canonical, too long.
+        MalformedError: unknown type or version, a field unknown, missing or out of range, not canonical, too long.
     """
     data = text.encode()
     if len(data) > MAX_STATEMENT_BYTES:

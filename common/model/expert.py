@@ -1,0 +1,46 @@
+"""What an expert is, on both sides of the wire: one file of exactly these tensors, all of them finite. No torch."""
+
+from pathlib import Path
+from typing import Final
+
+from common.errors import MalformedError
+from common.files import read_required
+from common.model import checkpoint
+from common.model.config import ModelConfig
+from common.model.partition import TensorSpec, expert_tensors
+
+EXPERT_NAME: Final = "expert.safetensors"
+"""The one file that an owner sends."""
+CONFIG_NAME: Final = "config.json"
+ROUTER_NAME: Final = "router.safetensors"
+"""In a base: per layer the public expert's router row, and the direction along which biases act."""
+_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16"}
+
+
+def read_config(base: Path) -> ModelConfig:
+    """The model config of a base directory."""
+    return ModelConfig.parse(read_required(base / CONFIG_NAME, hint="this directory holds no model"))
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+    """The allow-list for an expert of this base: what an owner may send and a coordinator accepts."""
+    return expert_tensors(
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        dtype=_DTYPES[config.dtype],
+    )
+
+
+def largest_size(config: ModelConfig) -> int:
+    """Bytes that no expert file of this base can exceed."""
+    return sum(map(checkpoint.size_bytes, expected_tensors(config).values())) + checkpoint.MAX_HEADER_BYTES
+
+
+def check_expert(path: Path, *, config: ModelConfig) -> None:
+    """Raise `MalformedError` unless `path` is an expert of a base with this config."""
+    entries = checkpoint.read_header(path)
+    checkpoint.check_tensors(entries, expected=expected_tensors(config))
+    bad = checkpoint.first_not_finite(entries)
+    if bad is not None:
+        raise MalformedError(f"tensor {bad} holds NaN or infinity; train again with a lower learning rate")

@@ -1,0 +1,60 @@
+"""The log as static files: C2SP `tlog-tiles` paths and entry bundles.
+
+An entry bundle holds 256 entries, each with its length as a big-endian 16-bit number; the last, unfinished one is
+published as a partial bundle, whose path says how many it holds.
+"""
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Final
+
+from common.errors import MalformedError
+
+BUNDLE_ENTRIES: Final = 256
+CHECKPOINT_NAME: Final = "checkpoint"
+
+
+def bundle_path(index: int, *, width: int = BUNDLE_ENTRIES) -> PurePosixPath:
+    """Path of entry bundle `index`, which holds `width` entries: `tile/entries/x001/234` or `tile/entries/000.p/7`."""
+    if index < 0 or not 1 <= width <= BUNDLE_ENTRIES:
+        raise ValueError(f"no entry bundle {index} of {width} entries")
+    digits = f"{index:03d}"
+    digits = digits.zfill(-(-len(digits) // 3) * 3)
+    groups = [digits[start : start + 3] for start in range(0, len(digits), 3)]
+    name = "/".join([*(f"x{group}" for group in groups[:-1]), groups[-1]])
+    suffix = "" if width == BUNDLE_ENTRIES else f".p/{width}"
+    return PurePosixPath(f"tile/entries/{name}{suffix}")
+
+
+def format_bundle(entries: list[bytes]) -> bytes:
+    """The bytes of an entry bundle."""
+    return b"".join(len(entry).to_bytes(2, "big") + entry for entry in entries)
+
+
+def parse_bundle(data: bytes) -> list[bytes]:
+    """The inverse of `format_bundle`; `MalformedError` where the lengths do not add up."""
+    entries, position = [], 0
+    while position < len(data):
+        end = position + 2 + int.from_bytes(data[position : position + 2], "big")
+        if position + 2 > len(data) or end > len(data):
+            raise MalformedError(f"entry bundle is cut off at byte {position} of {len(data)}")
+        entries.append(data[position + 2 : end])
+        position = end
+    return entries
+
+
+def read_entries(read: Callable[[PurePosixPath], bytes], *, size: int) -> list[bytes]:
+    """The first `size` entries, each bundle got by `read` from its path.
+
+    Raises:
+        MalformedError: a bundle does not hold as many entries as its path says.
+    """
+    found: list[bytes] = []
+    for index in range(-(-size // BUNDLE_ENTRIES)):
+        width = min(BUNDLE_ENTRIES, size - index * BUNDLE_ENTRIES)
+        path = bundle_path(index, width=width)
+        entries = parse_bundle(read(path))
+        if len(entries) != width:
+            raise MalformedError(f"{path} holds {len(entries)} entries, not {width}")
+        found.extend(entries)
+    return found

@@ -1,0 +1,101 @@
+"""Assembly: experts placed side by side. Bytes are placed, never computed; opt-out is leaving an expert out.
+
+A release is a FlexOlmo directory in shards that are cut by owner: what is shared and the public expert in one file, a
+file an expert, the joined router rows in one more. So a shard's bytes depend on its own expert and slot alone, the
+same inputs always give the same files, and no torch is needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from common.errors import MalformedError
+from common.files import link_or_copy
+from common.model import checkpoint
+from common.model.checkpoint import Placed, TensorEntry
+from common.model.config import ModelConfig
+from common.model.expert import CONFIG_NAME, ROUTER_NAME, expected_tensors, read_config
+from common.model.partition import (
+    OWNED_EXPERT,
+    PROJECTIONS,
+    PUBLIC_EXPERT,
+    TensorSpec,
+    dense_feed_forward,
+    feed_forward,
+    joined_router,
+    router_row,
+)
+
+SHARED_SHARD: Final = "model-shared.safetensors"
+ROUTER_SHARD: Final = "model-router.safetensors"
+_ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def expert_shard(slot: int) -> str:
+    """File name of the expert in `slot`."""
+    return f"model-expert-{slot:04d}.safetensors"
+
+
+def assemble(base: Path, experts: Sequence[Path], *, num_experts_per_tok: int, output: Path) -> None:
+    """Write the release of `experts` (files, in slot order from 1) over `base` into the new directory `output`.
+
+    Without experts it is the public model alone, as a mixture of one.
+
+    Raises:
+        MalformedError: an expert is not one of this base.
+    """
+    config = read_config(base)
+    expected = expected_tensors(config)
+    held = [checkpoint.read_header(path) for path in experts]
+    for entries in held:
+        checkpoint.check_tensors(entries, expected=expected)
+    shards = {SHARED_SHARD: _shared(base, config)}
+    for slot, entries in enumerate(held, start=1):
+        shards[expert_shard(slot)] = _expert(entries, config, slot)
+    shards[ROUTER_SHARD] = _router(base, held, config)
+    output.mkdir()
+    for name, tensors in shards.items():
+        checkpoint.write(output / name, tensors)
+    total = sum(checkpoint.size_bytes(placed.spec) for tensors in shards.values() for placed in tensors.values())
+    checkpoint.write_index(output, shards, total_size=total)
+    num_experts = len(experts) + 1
+    mixture = config.with_experts(num_experts, min(num_experts_per_tok, num_experts))
+    (output / CONFIG_NAME).write_bytes(mixture.format())
+    for name in _ALONGSIDE:
+        if (base / name).exists():
+            link_or_copy(base / name, output / name)
+
+
+def _shared(base: Path, config: ModelConfig) -> dict[str, Placed]:
+    """Everything of the public model, its feed-forwards renamed to those of the public expert."""
+    renamed = {
+        dense_feed_forward(layer, projection): feed_forward(layer, PUBLIC_EXPERT, projection)
+        for layer in range(config.num_hidden_layers)
+        for projection in PROJECTIONS
+    }
+    return {renamed.get(name, name): _whole(entry) for name, entry in checkpoint.read_checkpoint(base).items()}
+
+
+def _expert(entries: Mapping[str, TensorEntry], config: ModelConfig, slot: int) -> dict[str, Placed]:
+    return {
+        feed_forward(layer, slot, projection): _whole(entries[feed_forward(layer, OWNED_EXPERT, projection)])
+        for layer in range(config.num_hidden_layers)
+        for projection in PROJECTIONS
+    }
+
+
+def _router(base: Path, experts: Sequence[Mapping[str, TensorEntry]], config: ModelConfig) -> dict[str, Placed]:
+    public = checkpoint.read_header(base / ROUTER_NAME)
+    joined = {}
+    for layer in range(config.num_hidden_layers):
+        name = router_row(layer, PUBLIC_EXPERT)
+        if name not in public or public[name].spec.shape != (config.hidden_size,):
+            raise MalformedError(f"{base / ROUTER_NAME} has no row {name} of {config.hidden_size}")
+        rows = [public[name], *(entries[router_row(layer, OWNED_EXPERT)] for entries in experts)]
+        spec = TensorSpec(rows[0].spec.dtype, (len(rows), config.hidden_size))
+        joined[joined_router(layer)] = Placed(spec, tuple(row.location for row in rows))
+    return joined
+
+
+def _whole(entry: TensorEntry) -> Placed:
+    return Placed(entry.spec, (entry.location,))

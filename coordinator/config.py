@@ -1,0 +1,75 @@
+"""Where a coordinator keeps its things, and its settings (`coordinator.toml`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from common.config import Settings, load_toml
+
+
+class CoordinatorSettings(Settings):
+    """What an admin decides. `origin` names the log for good; a port of 0 takes any free one."""
+
+    federation: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
+    origin: Annotated[str, Field(min_length=1, max_length=255)]
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 7443
+    enrolment_port: Annotated[int, Field(ge=0, le=65535)] = 7444
+    advertise: str | None = None
+    """Host name or address that owners use to reach this coordinator, where it is not `host`."""
+    line: str = "main"
+    num_experts_per_tok: Annotated[int, Field(ge=1, le=64)] = 2
+    certificate_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24
+    invitation_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] = 15
+    threads: Annotated[int, Field(ge=2, le=256)] = 8
+
+    @property
+    def reachable_at(self) -> str:
+        """The host that owners dial and that the server's certificate names."""
+        return self.advertise or self.host
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorHome:
+    """The directory of one coordinator. `public` alone is meant for others: a file server may serve it as it is."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "coordinator.toml"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "registry.sqlite"
+
+    @property
+    def incoming(self) -> Path:
+        return self.path / "incoming"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def public(self) -> Path:
+        return self.path / "public"
+
+    @property
+    def address_file(self) -> Path:
+        """Where a running daemon says which ports it opened."""
+        return self.path / "address.json"
+
+    def settings(self) -> CoordinatorSettings:
+        """The settings; `NotFoundError` where this directory is no coordinator's home."""
+        return load_toml(
+            self.settings_file,
+            CoordinatorSettings,
+            hint=f"make a coordinator there with: concord coordinator init --home {self.path} --federation NAME",
+        )

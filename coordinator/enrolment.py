@@ -1,0 +1,172 @@
+"""How owners join and stay: one-time invitations, certificates issued and renewed, every call authenticated.
+
+An invitation is claimed in the transaction that records the owner, so it is used once whoever races. Repeating the
+same request (same token, key and note) gives the certificate again: a crash between the two loses nobody.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, insert, select, update
+
+from common.errors import ConcordError, ConflictError, MalformedError, NotPermittedError
+from common.trust.invitation import TOKEN_BYTES, token_hash
+from common.trust.pki import CertificateAuthority, Identity, identity_of
+from common.trust.statements import COORDINATOR
+from coordinator.registry import Recorded, Registry
+from coordinator.store import Store, certificates, invitations
+
+_BACKDATED: Final = timedelta(minutes=5)
+"""How long before now a certificate is valid, for owners' slow clocks."""
+OPEN_METHODS: Final = ("/concord.v1.Enrolment/Redeem",)
+"""The calls that need no certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What an owner gets for its invitation."""
+
+    certificate: bytes
+    recorded: Recorded
+
+
+class Enrolment:
+    """Issues invitations and certificates and says who calls."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        *,
+        authority: CertificateAuthority,
+        certificate_lifetime: timedelta,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._authority = authority
+        self._lifetime = certificate_lifetime
+        self._now = now
+
+    def invite(self, owner: str, *, lifetime: timedelta) -> str:
+        """A new one-time token for `owner`; only its hash is kept.
+
+        Raises:
+            MalformedError: no party may be called so.
+            ConflictError: that owner has joined already.
+        """
+        self._identity(owner)
+        if owner in self._registry.head().parties:
+            raise ConflictError(f"{owner} has joined already; invite an owner by another name")
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        expires_at = (self._now() + lifetime).timestamp()
+        with self._store.transaction() as connection:
+            connection.execute(
+                insert(invitations).values(token_hash=token_hash(token), owner=owner, expires_at=expires_at)
+            )
+        return token
+
+    def redeem(self, token: str, *, csr: bytes, note: bytes, owner: str) -> Enrolled:
+        """Admit `owner`, whose signed enrolment is `note`, and certify the key in `csr`.
+
+        Raises:
+            NotPermittedError: the token is unknown, used, expired or another owner's.
+        """
+        request = hashlib.sha256(len(csr).to_bytes(8, "big") + csr + note).hexdigest()
+
+        def claim(connection: Connection) -> None:
+            _claim(connection, token, owner=owner, request=request, now=self._now().timestamp())
+
+        # Before anything is claimed: a CSR that cannot be certified must not use up the invitation.
+        certificate = self._certify(csr, owner)
+        recorded = self._registry.admit(note, claim=claim)
+        self._remember(certificate, owner)
+        return Enrolled(certificate, recorded)
+
+    def renew(self, party: str, *, csr: bytes) -> bytes:
+        """A new certificate for a party that showed a valid one."""
+        certificate = self._certify(csr, party)
+        self._remember(certificate, party)
+        return certificate
+
+    def authenticate(self, certificate: bytes | None, method: str) -> str:
+        """The party that calls `method` with this certificate, judged anew on every call.
+
+        Raises:
+            NotPermittedError: no certificate, or one that is not ours, has lapsed or was revoked.
+        """
+        if method in OPEN_METHODS:
+            return ""
+        if certificate is None:
+            raise NotPermittedError(f"{method} needs a client certificate; enrol first")
+        try:
+            facts = identity_of(certificate)
+        except ConcordError as error:
+            raise NotPermittedError(f"this certificate names no party: {error}") from error
+        if facts.identity.federation != self._registry.root.federation:
+            raise NotPermittedError(f"{facts.identity} is of another federation")
+        if facts.not_after < self._now():
+            raise NotPermittedError(
+                f"the certificate of {facts.identity.party} lapsed at {facts.not_after}; enrol again"
+            )
+        with self._store.reading() as connection:
+            known = connection.execute(
+                select(certificates.c.party, certificates.c.revoked_at).where(certificates.c.serial == facts.serial)
+            ).first()
+        if known is None or known.party != facts.identity.party or known.revoked_at is not None:
+            raise NotPermittedError(f"the certificate of {facts.identity.party} is revoked or was never issued here")
+        return facts.identity.party
+
+    def _identity(self, owner: str) -> Identity:
+        if owner == COORDINATOR:
+            raise MalformedError(f"no owner may be called {owner!r}")
+        try:
+            return Identity.owner(self._registry.root.federation, party=owner)
+        except ValueError as error:
+            raise MalformedError(f"owner {owner[:80]!r}: {error}") from error
+
+    def _certify(self, csr: bytes, party: str) -> bytes:
+        now = self._now()
+        return self._authority.issue(
+            csr, identity=self._identity(party), not_before=now - _BACKDATED, not_after=now + self._lifetime
+        )
+
+    def _remember(self, certificate: bytes, party: str) -> None:
+        facts = identity_of(certificate)
+        with self._store.transaction() as connection:
+            connection.execute(
+                insert(certificates).values(
+                    serial=facts.serial, party=party, not_after=facts.not_after.timestamp(), revoked_at=None
+                )
+            )
+
+
+def _claim(connection: Connection, token: str, *, owner: str, request: str, now: float) -> None:
+    hashed = token_hash(token)
+    claimed = connection.execute(
+        update(invitations)
+        .where(
+            invitations.c.token_hash == hashed,
+            invitations.c.owner == owner,
+            invitations.c.used_at.is_(None),
+            invitations.c.expires_at > now,
+        )
+        .values(used_at=now, used_by=request)
+        .returning(invitations.c.owner)
+    ).first()
+    if claimed is not None:
+        return
+    found = connection.execute(select(invitations).where(invitations.c.token_hash == hashed)).first()
+    if found is None:
+        raise NotPermittedError("this invitation is not from this coordinator; ask the admin for a new one")
+    if found.owner != owner:
+        raise NotPermittedError(f"this invitation is for {found.owner}, not for {owner}")
+    if found.used_by == request:
+        return
+    if found.used_at is not None:
+        raise NotPermittedError(f"this invitation was used already; ask the admin for a new one for {owner}")
+    raise NotPermittedError(f"this invitation has expired; ask the admin for a new one for {owner}")

@@ -1,0 +1,101 @@
+"""What a coordinator publishes: files by content, and directories of them that others can load as they are.
+
+`objects/<hex>` holds every published file once; `base/<round>` and `releases/<name>` are Hugging Face directories whose
+files are hard links to objects, each with the `manifest.json` that the log names by digest.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from common.errors import MalformedError, NotFoundError
+from common.files import link_or_copy, read_required, sync_directory, write_atomic
+from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, check_digest, digest_of
+
+ROOT_NAME: Final = "trusted_root.json"
+
+
+class Publication:
+    """One coordinator's public directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._objects = path / "objects"
+        self._objects.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def log(self) -> Path:
+        """Where the log's static files are."""
+        return self.path / "log"
+
+    def object_path(self, digest: str) -> Path:
+        """Where a published file is or would be; `MalformedError` for what is no digest."""
+        try:
+            return self._objects / check_digest(digest).removeprefix("sha256:")
+        except ValueError as error:
+            raise MalformedError(str(error)) from error
+
+    def find(self, digest: str) -> Path:
+        """A published file by digest; `NotFoundError` where it is not published."""
+        path = self.object_path(digest)
+        if not path.is_file():
+            raise NotFoundError(f"no published file has digest {digest}")
+        return path
+
+    def base(self, round_number: int) -> Path:
+        """Directory of the public checkpoint of a round."""
+        return self.path / "base" / str(round_number)
+
+    def release(self, name: str) -> Path:
+        """Directory of a release."""
+        return self.path / "releases" / name
+
+    def manifest(self, digest: str) -> Manifest:
+        """A published manifest by its digest."""
+        return Manifest.parse(self.find(digest).read_bytes())
+
+    def add_file(self, path: Path, *, entry: FileEntry) -> None:
+        """Publish a file whose digest the caller has checked, moving it in; nothing happens where it is there."""
+        target = self.object_path(entry.digest)
+        if not target.exists():
+            path.replace(target)
+            sync_directory(self._objects)
+
+    def add_objects(self, directory: Path) -> Manifest:
+        """Publish the files of `directory` and their manifest by content, without a name yet."""
+        manifest = Manifest.of_directory(directory)
+        for name, entry in manifest.files.items():
+            self._add_link(directory / name, entry.digest)
+        data = bytes(manifest)
+        target = self.object_path(digest_of(data))
+        if not target.exists():
+            write_atomic(target, data)
+        sync_directory(self._objects)
+        return manifest
+
+    def _add_link(self, path: Path, digest: str) -> None:
+        target = self.object_path(digest)
+        if not target.exists():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            link_or_copy(path, target)
+
+    def show(self, directory: Path, *, manifest_digest: str) -> None:
+        """Make `directory` the named view of a published manifest; whole or not at all, and again without harm."""
+        if directory.exists():
+            return
+        manifest = self.manifest(manifest_digest)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = directory.with_name(f".{directory.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        for name, entry in manifest.files.items():
+            link_or_copy(self.find(entry.digest), staging / name)
+        link_or_copy(self.find(manifest_digest), staging / MANIFEST_NAME)
+        staging.rename(directory)
+        sync_directory(directory.parent)
+
+    def trusted_root(self) -> bytes:
+        """The trusted root as published."""
+        return read_required(self.path / ROOT_NAME, hint="this directory is not a coordinator's public directory")

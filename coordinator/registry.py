@@ -1,0 +1,175 @@
+"""The registry: who may record what, and the entry in the log, in one transaction.
+
+The rules are `common/trust/history.py`, folded over the log itself: there is no second copy of the state that could
+disagree with it. Within a write transaction the history is brought up to the log's head first, so that several
+processes (the daemon, `publish`, `release`) may record at the same time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from threading import RLock
+from typing import Final, TypeVar
+
+from sqlalchemy import Connection
+
+from common.errors import MalformedError, NotPermittedError
+from common.trust.history import History
+from common.trust.note import Note, SigningKey, sign
+from common.trust.root import TrustedRoot
+from common.trust.statements import (
+    COORDINATOR,
+    OwnerEnrol,
+    Statement,
+    format_time,
+    new_record_id,
+    parse_note,
+    parse_time,
+    sign_statement,
+)
+from coordinator.log import Log, entries_from, index_of
+from coordinator.store import Store
+
+MAX_CLOCK_SKEW: Final = timedelta(minutes=10)
+
+_Kind = TypeVar("_Kind", bound=Statement)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A statement in the log."""
+
+    leaf_index: int
+    entry: bytes
+    statement: Statement
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Registry:
+    """Records statements. Thread-safe; several registries may share one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        log: Log,
+        *,
+        root: TrustedRoot,
+        key: SigningKey,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._key = key
+        self._now = now
+        self._lock = RLock()
+        self._history = History(root)
+
+    @property
+    def root(self) -> TrustedRoot:
+        """What parties and auditors trust this registry by."""
+        return self._history.root
+
+    def head(self) -> History:
+        """The history of all entries on disk. Not to be changed by the caller."""
+        with self._lock, self._store.reading() as connection:
+            return self._catch_up(connection)
+
+    def check(self, note: bytes, *, caller: str) -> Statement:
+        """The statement in `note`, if `caller` might record it now or has recorded it already; records nothing."""
+        statement = self._check_caller(note, caller)
+        with self._lock, self._store.reading() as connection:
+            history = self._catch_up(connection)
+            return statement if index_of(connection, statement) is not None else history.check(note)
+
+    def record(self, note: bytes, *, caller: str) -> bytes:
+        """Record a party's signed statement and return its receipt. The same statement again gives a receipt again.
+
+        Raises:
+            ConcordError: as `History.check`; NotPermittedError where the statement is another party's.
+        """
+        statement = self._check_caller(note, caller)
+        with self._lock:
+            with self._store.transaction() as connection:
+                index = index_of(connection, statement)
+                if index is None:
+                    index = self._append(connection, note)
+            return self._log.receipt(index)
+
+    def receipt_of(self, statement: Statement) -> bytes | None:
+        """The receipt of a statement that is in the log, else None."""
+        with self._store.reading() as connection:
+            index = index_of(connection, statement)
+        return None if index is None else self._log.receipt(index)
+
+    def issue(self, kind: type[_Kind], **fields: object) -> Recorded:
+        """Sign and record a statement of the coordinator itself."""
+        with self._lock:
+            with self._store.transaction() as connection:
+                party = self._catch_up(connection).parties[COORDINATOR]
+                now = self._now()
+                statement = kind(
+                    federation=self.root.federation,
+                    origin=self.root.origin,
+                    party=COORDINATOR,
+                    key_id=self._key.verifier.key_id,
+                    record_id=new_record_id(now),
+                    seq=party.next_seq,
+                    prev=party.head,
+                    issued_at=format_time(now),
+                    **fields,
+                )
+                entry = sign_statement(statement, self._key)
+                index = self._append(connection, entry)
+            self._log.sign_head()
+        return Recorded(index, entry, statement)
+
+    def admit(self, note: bytes, *, claim: Callable[[Connection], None]) -> Recorded:
+        """Countersign and record an owner's enrolment. `claim` runs first in the same transaction: where it raises,
+        nothing is recorded; where recording fails, what it wrote is undone. The same enrolment again is found again.
+        """
+        parsed, statement = parse_note(note)
+        if not isinstance(statement, OwnerEnrol):
+            raise MalformedError(f"an enrolment is wanted, not {statement.type}")
+        self._check_time(statement)
+        ours = sign(parsed.text, self._key)
+        entry = bytes(Note(parsed.text, (*parsed.signatures, *ours.signatures)))
+        with self._lock:
+            with self._store.transaction() as connection:
+                claim(connection)
+                index = index_of(connection, statement)
+                if index is None:
+                    index = self._append(connection, entry)
+            self._log.sign_head()
+        return Recorded(index, self._log.entry(index), statement)
+
+    def publish(self) -> bytes:
+        """Sign and publish the log's head."""
+        return self._log.sign_head()
+
+    def receipt(self, leaf_index: int) -> bytes:
+        """The receipt of an entry."""
+        return self._log.receipt(leaf_index)
+
+    def _append(self, connection: Connection, entry: bytes) -> int:
+        """Check and append. The history takes the entry only when the next call finds it committed."""
+        statement = self._catch_up(connection).check(entry)
+        return self._log.append(connection, entry, statement=statement)
+
+    def _catch_up(self, connection: Connection) -> History:
+        for entry in entries_from(connection, self._history.size):
+            self._history.append(entry)
+        return self._history
+
+    def _check_caller(self, note: bytes, caller: str) -> Statement:
+        _, statement = parse_note(note)
+        if statement.party != caller:
+            raise NotPermittedError(f"{caller} may not record a statement of {statement.party}")
+        self._check_time(statement)
+        return statement
+
+    def _check_time(self, statement: Statement) -> None:
+        if parse_time(statement.issued_at) > self._now() + MAX_CLOCK_SKEW:
+            raise MalformedError(f"{statement.type} is dated {statement.issued_at}, in the future; set the clock right")
