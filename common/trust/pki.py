@@ -39,6 +39,7 @@ _CRYPTOGRAPHY_ERRORS: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
+    x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
@@ -181,11 +182,7 @@ class CertificateAuthority:
         if identity.federation != self.federation:
             raise ValueError(f"{identity} is not of the federation {self.federation}")
         authority = _load_certificate(self.certificate_pem)
-        if _whole_seconds(not_before) < authority.not_valid_before_utc or not_after > authority.not_valid_after_utc:
-            raise ValueError(
-                f"{not_before} to {not_after} is not within the authority's own "
-                f"{authority.not_valid_before_utc} to {authority.not_valid_after_utc}"
-            )
+        _check_within(authority, _whole_seconds(not_before), _whole_seconds(not_after))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.party)])  # for people; nothing reads it
         usage = ExtendedKeyUsageOID.SERVER_AUTH if identity.role == _COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
         authority_key = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -274,6 +271,13 @@ def _whole_seconds(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no time zone")
     return moment.astimezone(UTC).replace(microsecond=0)
+
+
+def _check_within(authority: x509.Certificate, not_before: datetime, not_after: datetime) -> None:
+    """A leaf that outlives its authority, or is older, fails only later and elsewhere."""
+    first, last = authority.not_valid_before_utc, authority.not_valid_after_utc
+    if not first <= not_before < not_after <= last:
+        raise ValueError(f"{not_before} to {not_after} is not within the authority's own {first} to {last}")
 
 
 def _builder(
