@@ -150,7 +150,7 @@ class CertificateAuthority:
             VerificationError: the certificate is for another key.
         """
         key, certificate = _load_key(key_pem), _load_certificate(certificate_pem)
-        if certificate.public_key() != key.public_key():
+        if _p256(certificate, "the certificate") != key.public_key():
             raise VerificationError("the authority's certificate is for another key than the one given")
         uri = _one_uri(certificate)
         match = _AUTHORITY_URI.fullmatch(uri)
@@ -330,17 +330,25 @@ def _proven_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     """The CSR's key, once the CSR's signature proves that the sender holds it."""
     try:
         request = x509.load_pem_x509_csr(csr_pem)
-        key = request.public_key()
     except _CRYPTOGRAPHY_ERRORS as error:
         raise MalformedError("not a certificate signing request in PEM") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise MalformedError(f"the CSR's key is {_kind(key)}, expected ECDSA P-256")
+    key = _p256(request, "the CSR")
     try:
         is_proven = request.is_signature_valid
     except _CRYPTOGRAPHY_ERRORS as error:
         raise MalformedError("the CSR's signature is not of a kind its key makes") from error
     if not is_proven:
         raise VerificationError("the CSR is not signed by its own key")
+    return key
+
+
+def _p256(holder: x509.Certificate | x509.CertificateSigningRequest, name: str) -> ec.EllipticCurvePublicKey:
+    try:
+        key = holder.public_key()
+    except _CRYPTOGRAPHY_ERRORS as error:
+        raise MalformedError(f"the public key in {name} does not parse, expected ECDSA P-256") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise MalformedError(f"the public key in {name} is {_kind(key)}, expected ECDSA P-256")
     return key
 
 

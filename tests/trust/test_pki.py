@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from ssl import PEM_cert_to_DER_cert
+from ssl import DER_cert_to_PEM_cert, PEM_cert_to_DER_cert
 from subprocess import run
 
 import pytest
@@ -368,6 +368,19 @@ def test_what_is_no_certificate_is_refused(pem: bytes) -> None:
         identity_of(pem)
     with pytest.raises(MalformedError, match="not a certificate"):
         fingerprint(pem)
+
+
+def test_a_broken_certificate_raises_nothing_else_than_our_errors() -> None:
+    der = load(server_certificate()).public_bytes(serialization.Encoding.DER)
+    readers = (identity_of, lambda pem: CertificateAuthority.from_pem(AUTHORITY.key_pem, certificate_pem=pem))
+    for position in range(len(der)):
+        broken = DER_cert_to_PEM_cert(bytes([*der[:position], der[position] ^ 0xFF, *der[position + 1 :]])).encode()
+        for read in readers:
+            try:
+                read(broken)
+            except (MalformedError, VerificationError):
+                continue
+            assert read is identity_of  # what it does not read may be broken: the chain is for TLS to verify
 
 
 # Identities.
