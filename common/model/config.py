@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Self, cast
 
 from common.errors import MalformedError
+from common.trust import strict_json
+from common.trust.strict_json import JsonValue
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -137,7 +139,7 @@ class ModelConfig:
         try:
             return cls._from_fields(fields)
         except ValueError as error:
-            raise MalformedError(f"config.json: {error}") from error
+            raise MalformedError(f"{CONFIG_FILE}: {error}") from error
 
     def format(self) -> bytes:
         """The `config.json` that transformers loads as `Olmo2ForCausalLM` or `FlexOlmoForCausalLM`."""
@@ -168,7 +170,7 @@ class ModelConfig:
         return _to_bytes(fields | {"_from_model_config": True})
 
     @classmethod
-    def _from_fields(cls, fields: dict[str, object]) -> Self:
+    def _from_fields(cls, fields: dict[str, JsonValue]) -> Self:
         _check_implemented(fields)
         moe = _choice(fields, "model_type", tuple(_ARCHITECTURES)) == "flex_olmo"
         sizes = {name: _integer(fields, name) for name in _CAPS if name != "num_key_value_heads"}
@@ -200,26 +202,13 @@ def _to_bytes(fields: dict[str, object]) -> bytes:
     return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _json_object(data: bytes) -> dict[str, object]:
+def _json_object(data: bytes) -> dict[str, JsonValue]:
     if len(data) > _MAX_BYTES:
-        raise MalformedError(f"config.json has {len(data)} bytes; at most {_MAX_BYTES} are read")
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise MalformedError(f"config.json is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedError(f"config.json holds a {type(value).__name__}; it must be an object")
-    return value
+        raise MalformedError(f"{CONFIG_FILE} has {len(data)} bytes; at most {_MAX_BYTES} are read")
+    return strict_json.load_object(data, what=CONFIG_FILE)
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a field appears twice")
-    return fields
-
-
-def _check_implemented(fields: dict[str, object]) -> None:
+def _check_implemented(fields: dict[str, JsonValue]) -> None:
     for name, value in fields.items():
         if name in _ONLY:
             if not any(type(value) is type(only) and value == only for only in _ONLY[name]):
@@ -249,24 +238,24 @@ def _check_heads(config: ModelConfig) -> None:
         raise ValueError(f"num_key_value_heads is {kv_heads}; it must divide num_attention_heads ({heads})")
 
 
-def _present(fields: dict[str, object], name: str) -> object:
+def _present(fields: dict[str, JsonValue], name: str) -> object:
     if name not in fields:
         raise ValueError(f"{name} is missing")
     return fields[name]
 
 
-def _integer(fields: dict[str, object], name: str) -> int:
+def _integer(fields: dict[str, JsonValue], name: str) -> int:
     value = _present(fields, name)
     if type(value) is not int:
         raise ValueError(f"{name} is {value!r}; it must be a whole number")
     return value
 
 
-def _token(fields: dict[str, object], name: str) -> int | None:
+def _token(fields: dict[str, JsonValue], name: str) -> int | None:
     return None if fields.get(name) is None else _integer(fields, name)
 
 
-def _number(fields: dict[str, object], name: str) -> float:
+def _number(fields: dict[str, JsonValue], name: str) -> float:
     value = _present(fields, name)
     if type(value) is int and abs(value) < 2**53:
         return float(value)
@@ -275,21 +264,21 @@ def _number(fields: dict[str, object], name: str) -> float:
     return value
 
 
-def _choice(fields: dict[str, object], name: str, allowed: tuple[str, ...]) -> str:
+def _choice(fields: dict[str, JsonValue], name: str, allowed: tuple[str, ...]) -> str:
     value = _present(fields, name)
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     return value
 
 
-def _dtype(fields: dict[str, object]) -> Dtype:
+def _dtype(fields: dict[str, JsonValue]) -> Dtype:
     names = [name for name in ("dtype", "torch_dtype") if name in fields]
     if len({str(fields[name]) for name in names}) > 1:
         raise ValueError(f"dtype is {fields['dtype']!r} but torch_dtype is {fields['torch_dtype']!r}")
     return cast(Dtype, _choice(fields, names[0] if names else "dtype", ("float32", "bfloat16")))
 
 
-def _rope_theta(fields: dict[str, object]) -> float:
+def _rope_theta(fields: dict[str, JsonValue]) -> float:
     parameters = fields.get("rope_parameters")
     if parameters is None:
         return _number(fields, "rope_theta")

@@ -4,24 +4,24 @@
 must match exactly: nothing missing, nothing left over. Pickles are never read. Tokenizer files are not handled here.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import MalformedError, NotFoundError
-from common.model import partition
+from common.model import checkpoint, partition
+from common.model.checkpoint import TensorEntry
 from common.model.config import CONFIG_FILE, GENERATION_CONFIG_FILE, ModelConfig
 from common.model.transformer import DTYPES, CausalLM
 
 WEIGHTS_FILE: Final = "model.safetensors"
-INDEX_FILE: Final = "model.safetensors.index.json"
 
-_MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
+_FILE_DTYPES: Final = ("F32", "BF16")
 
 
 def load(directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
@@ -37,13 +37,9 @@ def load(directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dt
         MalformedError: a file does not parse, or tensors do not fit the configuration.
     """
     config = read_config(directory)
-    expected = _tensor_shapes(config)
-    files = _files(directory, expected)
-    tensors: dict[str, Tensor] = {}
-    for path, names in files.items():
-        tensors |= _read(
-            path, {name: expected[name] for name in names}, device=device, dtype=dtype or DTYPES[config.dtype]
-        )
+    entries = _read_headers(directory)
+    _check(entries, expected=_tensor_shapes(config), where=directory)
+    tensors = _read_tensors(entries, device=device, dtype=dtype or DTYPES[config.dtype])
     return _assign(config, _split_routers(tensors))
 
 
@@ -98,7 +94,11 @@ def two_expert(public: CausalLM) -> CausalLM:
 
 def read_config(directory: Path) -> ModelConfig:
     """The configuration in a Hugging Face directory. Raises as `load`."""
-    return ModelConfig.parse(_read_bytes(directory / CONFIG_FILE))
+    path = directory / CONFIG_FILE
+    try:
+        return ModelConfig.parse(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{path} is not there; a model directory is needed") from error
 
 
 def _assign(config: ModelConfig, tensors: dict[str, Tensor]) -> CausalLM:
@@ -126,77 +126,32 @@ def _split_routers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def _files(directory: Path, expected: dict[str, tuple[int, ...]]) -> dict[Path, list[str]]:
-    """Which file holds which tensors. Raises `MalformedError` unless exactly the expected names are listed."""
-    if (directory / INDEX_FILE).exists():
-        places = _weight_map(directory)
-    elif (directory / WEIGHTS_FILE).exists():
-        places = dict.fromkeys(_names(directory / WEIGHTS_FILE), WEIGHTS_FILE)
-    else:
-        raise NotFoundError(f"{directory} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    _check_names(set(places), set(expected), where=directory)
-    files: dict[Path, list[str]] = {}
-    for name, file in sorted(places.items()):
-        files.setdefault(directory / file, []).append(name)
-    return files
-
-
-def _weight_map(directory: Path) -> dict[str, str]:
-    path = directory / INDEX_FILE
+def _read_headers(directory: Path) -> dict[str, TensorEntry]:
     try:
-        index = json.loads(_read_bytes(path).decode("utf-8"))
-        places = index["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise MalformedError(f"{path} is not a safetensors index: {error!r}") from error
-    if not isinstance(places, dict):
-        raise MalformedError(f"{path}: weight_map is a {type(places).__name__}; it must be an object")
-    for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise MalformedError(f"{path}: {name} is in {file!r}; it must be a .safetensors file of the same directory")
-    for file in set(places.values()):
-        listed = {name for name in places if places[name] == file}
-        _check_names(set(_names(directory / file)), listed, where=directory / file)
-    return places
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise MalformedError(f"{path} is not a safetensors file: {error}") from error
+        return checkpoint.read_checkpoint(directory)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is not there") from error
+        raise NotFoundError(f"{error.filename} is not there") from error
 
 
-def _read(
-    path: Path, shapes: dict[str, tuple[int, ...]], *, device: torch.device | str, dtype: torch.dtype
+def _check(entries: Mapping[str, TensorEntry], *, expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    if missing := sorted(expected.keys() - entries.keys()):
+        raise MalformedError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    if unknown := sorted(entries.keys() - expected.keys()):
+        raise MalformedError(f"{where}: {len(unknown)} tensors do not belong there, the first is {unknown[0]!r}")
+    for name, shape in expected.items():
+        spec = entries[name].spec
+        if spec.shape != shape:
+            raise MalformedError(f"{where}: {name} has shape {spec.shape}; {CONFIG_FILE} asks for {shape}")
+        if spec.dtype not in _FILE_DTYPES:
+            raise MalformedError(f"{where}: {name} is {spec.dtype}; only {' and '.join(_FILE_DTYPES)} are loaded")
+
+
+def _read_tensors(
+    entries: Mapping[str, TensorEntry], *, device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     tensors = {}
-    with safe_open(path, framework="pt") as file:
-        for name, shape in shapes.items():
-            tensor = file.get_tensor(name)
-            if tuple(tensor.shape) != shape:
-                raise MalformedError(f"{path}: {name} has shape {tuple(tensor.shape)}; {CONFIG_FILE} asks for {shape}")
-            if tensor.dtype not in DTYPES.values():
-                raise MalformedError(f"{path}: {name} has dtype {tensor.dtype}; only float32 and bfloat16 are read")
-            tensors[name] = tensor.to(device=device, dtype=dtype)
+    for path in sorted({entry.location.path for entry in entries.values()}):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is not a mapping
+                tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype)
     return tensors
-
-
-def _check_names(found: set[str], expected: set[str], *, where: Path) -> None:
-    if missing := sorted(expected - found):
-        raise MalformedError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    if unknown := sorted(found - expected):
-        raise MalformedError(f"{where}: {len(unknown)} tensors do not belong there, the first is {unknown[0]!r}")
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_INDEX_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"{path} is not there") from error
-    if len(data) > _MAX_INDEX_BYTES:
-        raise MalformedError(f"{path} is longer than {_MAX_INDEX_BYTES} bytes")
-    return data

@@ -39,6 +39,12 @@ class FeedForward(nn.Module):
         return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x_ND)) * self.up_proj(x_ND)))
 
 
+def choose_experts(logits_NE: Tensor, num_experts_per_tok: int) -> tuple[Tensor, Tensor]:
+    """Weights [N, K] in fp32, most first, and indices [N, K] of the experts that each token uses."""
+    weights_NK, chosen_NK = logits_NE.softmax(dim=-1, dtype=torch.float32).topk(num_experts_per_tok, dim=-1)
+    return weights_NK, chosen_NK
+
+
 class Router(nn.Module):
     """One row per expert, so that a row is its owner's alone; joined into one matrix only in a release.
 
@@ -92,25 +98,22 @@ class MixtureOfExperts(nn.Module):
         """[B, T, D] -> output [B, T, D] and router logits [B, T, E]."""
         x_ND = x_BTD.flatten(0, 1)
         logits_NE = self.gate(x_ND)
-        probabilities_NE = logits_NE.softmax(dim=-1, dtype=torch.float32)
-        if self.num_experts_per_tok == len(self.experts):
-            y_ND = self._every_expert(x_ND, probabilities_NE)
-        else:
-            y_ND = self._chosen_experts(x_ND, probabilities_NE)
+        everyone = self.num_experts_per_tok == len(self.experts)
+        y_ND = (self._every_expert if everyone else self._chosen_experts)(x_ND, logits_NE)
         return y_ND.view_as(x_BTD), logits_NE.view(*x_BTD.shape[:2], -1)
 
-    def _every_expert(self, x_ND: Tensor, probabilities_NE: Tensor) -> Tensor:
+    def _every_expert(self, x_ND: Tensor, logits_NE: Tensor) -> Tensor:
         """Every token uses every expert: nothing to choose, gather or scatter."""
-        weights = probabilities_NE.to(x_ND.dtype).unsqueeze(-1).unbind(1)
+        weights = logits_NE.softmax(dim=-1, dtype=torch.float32).to(x_ND.dtype).unsqueeze(-1).unbind(1)
         first, *others = self.experts
         y_ND: Tensor = first(x_ND) * weights[0]
         for expert, weight_N1 in zip(others, weights[1:], strict=True):
             y_ND = torch.addcmul(y_ND, expert(x_ND), weight_N1)
         return y_ND
 
-    def _chosen_experts(self, x_ND: Tensor, probabilities_NE: Tensor) -> Tensor:
+    def _chosen_experts(self, x_ND: Tensor, logits_NE: Tensor) -> Tensor:
         """Sort the (token, choice) pairs by expert, so that each expert sees one contiguous slice of its own tokens."""
-        weights_NK, chosen_NK = probabilities_NE.topk(self.num_experts_per_tok, dim=-1)
+        weights_NK, chosen_NK = choose_experts(logits_NE, self.num_experts_per_tok)
         chosen = chosen_NK.flatten()
         order = chosen.argsort(stable=True)
         counts = torch.bincount(chosen, minlength=len(self.experts)).tolist()
