@@ -25,7 +25,6 @@ MAX_NOTE_BYTES: Final = 64 * 1024
 _ED25519_TYPE: Final = b"\x01"
 _PREFIX: Final = "\u2014"
 _KEY_ID = re.compile(r"[0-9a-f]{8}")
-_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")  # all below U+0020 but the newline
 _PROOF_HEADER: Final = "c2sp.org/tlog-proof@v1"
 _MAX_PROOF_HASHES: Final = 63
@@ -55,7 +54,7 @@ class Verifier:
         """
         try:
             name, _, encoded = line.split("+", 2)
-            verifier = cls(name, _parse_public_key(encoded))
+            verifier = cls(name, b64decode(encoded, validate=True)[1:])
         except ValueError as error:
             raise MalformedError(f"verifier key {line[:120]!r}: {error}") from error
         if str(verifier) != line:
@@ -84,13 +83,15 @@ class Verifier:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """An Ed25519 private key and the name it signs under. The name is not part of the PEM."""
+    """An Ed25519 private key, the name it signs under (not part of the PEM), and the public half."""
 
     name: str
     private_key: Ed25519PrivateKey = field(repr=False)
+    verifier: Verifier = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        public_key = self.private_key.public_key().public_bytes_raw()
+        object.__setattr__(self, "verifier", Verifier(self.name, public_key))  # frozen; derived once, checking is slow
 
     @classmethod
     def generate(cls, name: str) -> Self:
@@ -118,11 +119,6 @@ class SigningKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
-    @property
-    def verifier(self) -> Verifier:
-        """The public half."""
-        return Verifier(self.name, self.private_key.public_key().public_bytes_raw())
-
     def sign(self, text: str) -> bytes:
         """Ed25519 signature over `text`, 64 bytes: the `data` of a `Signature`."""
         return self.private_key.sign(text.encode())
@@ -142,19 +138,6 @@ class Signature:
             raise ValueError(f"key id {self.key_id!r} is not 8 hex digits")
         if not self.data:
             raise ValueError("the signature is empty")
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """Read one signature line, without its newline.
-
-        Raises:
-            ValueError: it is not one. `Note.parse` turns this into `MalformedError`.
-        """
-        prefix, name, encoded = line.split(" ")
-        if prefix != _PREFIX:
-            raise ValueError(f"signature line starts with {prefix[:20]!r}, not an em dash")
-        data = _decode_base64(encoded)
-        return cls(name, data[:4].hex(), data[4:])
 
     def __str__(self) -> str:
         return f"{_PREFIX} {self.name} {_encode_base64(bytes.fromhex(self.key_id) + self.data)}"
@@ -187,8 +170,8 @@ class Note:
         if len(data) > max_bytes:
             raise TooLargeError(f"note of {len(data)} bytes, at most {max_bytes} are read")
         try:
-            text, lines = _split_note(data.decode())
-            note = cls(text, tuple(Signature.parse(line) for line in lines))
+            text, _, lines = data.decode().rpartition("\n\n")
+            note = cls(text + "\n", tuple(_parse_signature(line) for line in lines[:-1].split("\n")))
         except ValueError as error:
             raise MalformedError(f"note {data[:80]!r}: {error}") from error
         if bytes(note) != data:
@@ -256,7 +239,7 @@ class Checkpoint:
         """
         try:
             origin, size, root, _ = text.split("\n")
-            checkpoint = cls(origin, _parse_decimal(size), _decode_base64(root))
+            checkpoint = cls(origin, int(size), b64decode(root, validate=True))
         except ValueError as error:
             raise MalformedError(f"checkpoint {text[:80]!r}: {error}") from error
         if str(checkpoint) != text:
@@ -317,8 +300,9 @@ class Proof:
             raise TooLargeError(f"proof of {len(data)} bytes, at most {max_bytes} are read")
         head, _, checkpoint = data.partition(b"\n\n")
         try:
-            header, index, *hashes = head.decode().split("\n")
-            proof = cls(_parse_index(header, index), tuple(_decode_base64(line) for line in hashes), checkpoint)
+            _, index, *lines = head.decode().split("\n")
+            hashes = tuple(b64decode(line, validate=True) for line in lines)
+            proof = cls(int(index.removeprefix("index ")), hashes, checkpoint)
         except ValueError as error:
             raise MalformedError(f"proof {data[:80]!r}: {error}") from error
         Checkpoint.parse(Note.parse(checkpoint, max_bytes=max_bytes).text)
@@ -338,29 +322,11 @@ def _check_name(name: str) -> None:
         raise ValueError(f"key name {name[:80]!r} is empty or has a space, plus or control character")
 
 
-def _split_note(note: str) -> tuple[str, list[str]]:
-    """The text with its newline, and the signature lines: what stands before and after the last empty line."""
-    text, separator, lines = note.rpartition("\n\n")
-    if not separator or not lines.endswith("\n"):
-        raise ValueError("no signature lines after an empty line")
-    if lines.count("\n") > MAX_SIGNATURES:
-        raise ValueError(f"more than {MAX_SIGNATURES} signatures")
-    return text + "\n", lines[:-1].split("\n")
-
-
-def _parse_index(header: str, line: str) -> int:
-    """The leaf index in a proof's first two lines."""
-    if header != _PROOF_HEADER or not line.startswith("index "):
-        raise ValueError(f"starts with {header[:40]!r} and {line[:40]!r}, expected {_PROOF_HEADER!r} and the index")
-    return _parse_decimal(line.removeprefix("index "))
-
-
-def _parse_public_key(encoded: str) -> bytes:
-    """The key in the last part of a verifier's line: base64 of the signature type, then the key."""
-    key = _decode_base64(encoded)
-    if key[:1] != _ED25519_TYPE:
-        raise ValueError(f"key type {key[:1].hex() or 'missing'} is not Ed25519 (01)")
-    return key[1:]
+def _parse_signature(line: str) -> Signature:
+    """One signature line; `Note.parse` sees to its being canonical."""
+    _, name, encoded = line.split(" ")
+    data = b64decode(encoded, validate=True)
+    return Signature(name, data[:4].hex(), data[4:])
 
 
 _P: Final = 2**255 - 19
@@ -381,24 +347,10 @@ def _check_public_key(key: bytes) -> None:
     # Orders 1 and 2 have y = 1 and -1, order 4 has y = 0; order 8 doubles to y = 0, so x^2 = -y^2 on the curve.
     if y * (square - 1) * (_D * square * square + 2 * square - 1) % _P == 0:
         raise ValueError("public key is of small order")
-    x_squared = (square - 1) * pow(_D * square + 1, -1, _P) % _P
-    if pow(x_squared, (_P - 1) // 2, _P) != 1:
+    # x^2 = (y^2 - 1) / (d y^2 + 1) has a root just when the product of the two has one.
+    if pow((square - 1) * (_D * square + 1), (_P - 1) // 2, _P) != 1:
         raise ValueError("public key is not on the curve")
 
 
 def _encode_base64(data: bytes) -> str:
     return b64encode(data).decode("ascii")
-
-
-def _decode_base64(text: str) -> bytes:
-    """Standard base64, one spelling only: padded, no stray bits, nothing else between the characters."""
-    data = b64decode(text, validate=True)
-    if _encode_base64(data) != text:
-        raise ValueError(f"base64 {text[:80]!r} is not canonical")
-    return data
-
-
-def _parse_decimal(text: str) -> int:
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError(f"{text[:40]!r} is not a decimal number without leading zeros")
-    return int(text)

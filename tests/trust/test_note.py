@@ -377,6 +377,11 @@ def test_texts_that_no_note_can_carry_are_not_signed(text: str) -> None:
         sign(text, LOG)
 
 
+def test_a_note_of_text_that_is_no_unicode_is_not_made() -> None:
+    with pytest.raises(ValueError, match="surrogates"):
+        Note("\ud800\n", (Signature("a", "00000000", b"x"),))
+
+
 def test_signing_with_no_key_or_one_twice_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="0 signatures"):
         sign("text\n")

@@ -65,9 +65,12 @@ def csr_pem(der: bytes) -> bytes:
     return b"-----BEGIN " + label + encodebytes(der) + b"-----END " + label
 
 
+SELF_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
 def self_made(*names: x509.GeneralName) -> bytes:
-    """A certificate with exactly these subject alternative names, or without the extension."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    """A certificate on `SELF_KEY` with exactly these subject alternative names, or without the extension."""
+    key = SELF_KEY
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(OWNER))])
     builder = (
         x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
@@ -370,6 +373,7 @@ def test_what_is_no_certificate_is_refused(pem: bytes) -> None:
         fingerprint(pem)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_a_broken_certificate_raises_nothing_else_than_our_errors() -> None:
     der = load(server_certificate()).public_bytes(serialization.Encoding.DER)
     readers = (identity_of, lambda pem: CertificateAuthority.from_pem(AUTHORITY.key_pem, certificate_pem=pem))
@@ -471,6 +475,15 @@ def test_a_leaf_does_not_make_an_authority() -> None:
     key_pem = new_key()
     with pytest.raises(MalformedError, match="not an authority's certificate"):
         CertificateAuthority.from_pem(key_pem, certificate_pem=issue(make_csr(key_pem)))
+
+
+@pytest.mark.parametrize("uri", ["spiffe://A.example", "spiffe://", "https://a.example", "a.example", str(COORDINATOR)])
+def test_a_certificate_of_no_federation_does_not_make_an_authority(uri: str) -> None:
+    key_pem = SELF_KEY.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with pytest.raises(MalformedError, match="not an authority's certificate"):
+        CertificateAuthority.from_pem(key_pem, certificate_pem=self_made(x509.UniformResourceIdentifier(uri)))
 
 
 @pytest.mark.parametrize("federation", ["", "A.example", "a_b", "a..b", "-a", "a.", "a/b", "a" * 64, "é.example"])
