@@ -173,6 +173,8 @@ class ModelConfig:
     def _from_fields(cls, fields: dict[str, JsonValue]) -> Self:
         _check_implemented(fields)
         moe = _choice(fields, "model_type", tuple(_ARCHITECTURES)) == "flex_olmo"
+        if moe and _integer(fields, "num_experts") < 1:
+            raise ValueError(f"num_experts is {fields['num_experts']!r}; a flex_olmo model has at least one expert")
         sizes = {name: _integer(fields, name) for name in _CAPS if name != "num_key_value_heads"}
         heads = sizes["num_attention_heads"]
         config = cls(
@@ -189,8 +191,6 @@ class ModelConfig:
             bos_token_id=_token(fields, "bos_token_id"),
             pad_token_id=_token(fields, "pad_token_id"),
         )
-        if moe and config.num_experts == 0:
-            raise ValueError("num_experts is 0; a flex_olmo model has at least one expert")
         if fields.get("head_dim") not in (None, config.head_dim):
             raise ValueError(
                 f"head_dim is {fields['head_dim']!r}; only hidden_size / num_attention_heads is implemented"

@@ -153,5 +153,6 @@ def _read_tensors(
     for path in sorted({entry.location.path for entry in entries.values()}):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is not a mapping
-                tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype)
+                # A copy: what is mapped from a file changes, or crashes the process, when the file is overwritten.
+                tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype, copy=True)
     return tensors
