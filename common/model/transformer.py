@@ -28,11 +28,11 @@ class ModelOutput(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where tokens stand: rotary cosine and sine [B or 1, 1, T, R], and who may attend to whom (None: plain causal)."""
+    """Where tokens stand: rotary cosine and sine [T, R], and who may attend to whom (None: plain causal)."""
 
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None
+    cos_TR: Tensor
+    sin_TR: Tensor
+    mask_B1TT: Tensor | None
 
 
 class RMSNorm(nn.Module):
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         k = _rotate(self._heads(self.k_norm(self.k_proj(x_BTD))), places)
         v = self._heads(self.v_proj(x_BTD))
         y_BHTR = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=places.mask, is_causal=places.mask is None, enable_gqa=self.grouped
+            q, k, v, attn_mask=places.mask_B1TT, is_causal=places.mask_B1TT is None, enable_gqa=self.grouped
         )
         return cast(Tensor, self.o_proj(y_BHTR.transpose(1, 2).flatten(2)))
 
@@ -142,7 +142,7 @@ class CausalLM(nn.Module):
         Args:
             input_ids_BT: Token ids [B, T].
             document_ids_BT: For packed sequences, an integer [B, T] that changes where a new document begins: tokens
-                attend only within their document, whose positions start at 0, so its logits are those it has alone.
+                attend only within their document, so its logits are those it has alone.
         """
         x_BTD, router_logits = self.hidden_states(input_ids_BT, document_ids_BT=document_ids_BT)
         return ModelOutput(self.lm_head(x_BTD), router_logits)
@@ -171,22 +171,22 @@ class CausalLM(nn.Module):
         return tuple(inputs)
 
     def _places(self, x_BTD: Tensor, document_ids_BT: Tensor | None) -> _Places:
-        positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        # Rotary positions are relative, so documents that do not see one another may share one count.
+        cos_TR, sin_TR = self._rotations(torch.arange(x_BTD.shape[1], device=x_BTD.device))
         if document_ids_BT is None:
-            return _Places(*self._rotations(positions[None], dtype=x_BTD.dtype), mask=None)
+            return _Places(cos_TR, sin_TR, None)
         starts_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
         starts_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
         segments_BT = starts_BT.cumsum(dim=1)
-        positions_BT = positions - (positions * starts_BT).cummax(dim=1).values
         mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :]).tril().unsqueeze(1)
-        return _Places(*self._rotations(positions_BT, dtype=x_BTD.dtype), mask=mask_B1TT)
+        return _Places(cos_TR, sin_TR, mask_B1TT)
 
-    def _rotations(self, positions_BT: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _rotations(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         head_dim = self.config.head_dim
-        exponents = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32) / head_dim
-        angles = positions_BT[..., None].float() * (1.0 / self.config.rope_theta**exponents)
-        angles_B1TR = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-        return angles_B1TR.cos(), angles_B1TR.sin()
+        exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
+        angles = positions_T[:, None].float() * (1.0 / self.config.rope_theta**exponents)
+        angles_TR = torch.cat((angles, angles), dim=-1)
+        return angles_TR.cos(), angles_TR.sin()
 
 
 def initialise(model: nn.Module, *, seed: int) -> None:
@@ -212,4 +212,4 @@ def _rotate(x_BHTR: Tensor, places: _Places) -> Tensor:
     """Turn each pair (i, i + R/2) of coordinates by its position's angle, in fp32."""
     x1, x2 = x_BHTR.chunk(2, dim=-1)
     turned = torch.cat((-x2, x1), dim=-1)
-    return (x_BHTR * places.cos + turned * places.sin).to(x_BHTR.dtype)
+    return (x_BHTR * places.cos_TR + turned * places.sin_TR).to(x_BHTR.dtype)
