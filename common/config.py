@@ -38,3 +38,16 @@ def load_toml(path: Path, kind: type[_Settings], *, hint: str) -> _Settings:
 def describe(error: ValidationError) -> str:
     """The problems of a pydantic error on one line, field first."""
     return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in error.errors())
+
+
+def load_options(path: Path) -> dict[str, object]:
+    """The keys of a TOML file that a job will check itself.
+
+    Raises:
+        NotFoundError, MalformedError: as `load_toml`.
+    """
+    data = read_required(path, hint="name a TOML file with the job's options")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MalformedError(f"{path}: {error}") from error

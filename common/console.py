@@ -2,11 +2,13 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from common.jobs import JobEvent
 
 
 class Reporter(Protocol):
@@ -77,3 +79,36 @@ class RichReporter:
     def result(self, fields: Mapping[str, object]) -> None:
         for name, value in fields.items():
             self._console.print(f"  {name}: {value}", highlight=False, markup=False)
+
+
+def job_progress(reporter: Reporter, task: str) -> Callable[[JobEvent], None]:
+    """Show the progress events of a job (`common/jobs.py`) as `task`."""
+
+    def show(event: JobEvent) -> None:
+        if event.get("event") != "progress":
+            return
+        done, total = event.get("step", event.get("done", 0)), event.get("steps", event.get("total", 1))
+        loss, speed = event.get("loss"), event.get("tokens_per_s")
+        known = isinstance(loss, float) and isinstance(speed, float)
+        note = f"loss {loss:.3f}, {speed:,.0f} tokens/s" if known else ""
+        reporter.progress(task, done=float(str(done)), total=float(str(total)), note=note)
+
+    return show
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def bytes_progress(reporter: Reporter, task: str) -> Callable[[int, int], None]:
+    """Show bytes done of bytes in all as `task`."""
+
+    def show(done: int, total: int) -> None:
+        reporter.progress(task, done=done, total=max(total, 1), note=f"{size(done)} of {size(total)}")
+
+    return show

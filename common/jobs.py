@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
 
-from pydantic import BaseModel
-
 from common.errors import JobFailedError
 
 JobEvent = Mapping[str, object]
@@ -23,7 +21,7 @@ JobEvent = Mapping[str, object]
 
 def run_job(
     module: str,
-    config: BaseModel,
+    config: Mapping[str, object],
     *,
     config_path: Path,
     on_event: Callable[[JobEvent], None],
@@ -34,7 +32,7 @@ def run_job(
     Raises:
         JobFailedError: it failed, or was stopped; the message is what it said.
     """
-    config_path.write_text(config.model_dump_json(indent=2) + "\n")
+    config_path.write_text(json.dumps(_plain(config), indent=2) + "\n")
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(config_path)],
@@ -51,6 +49,13 @@ def run_job(
         if process.returncode:
             errors.seek(0)
             raise JobFailedError(_reason(module, process.returncode, errors.read().decode(errors="replace")))
+
+
+def _plain(value: object) -> object:
+    """Paths as text, all else as it is."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _follow(process: subprocess.Popen[str], on_event: Callable[[JobEvent], None], stop: Event | None) -> None:

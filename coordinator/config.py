@@ -10,13 +10,13 @@ from common.config import Settings, load_toml
 
 
 class CoordinatorSettings(Settings):
-    """What an admin decides. `origin` names the log for good; a port of 0 takes any free one."""
+    """What an admin decides. `origin` names the log for good."""
 
     federation: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
     origin: Annotated[str, Field(min_length=1, max_length=255)]
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 7443
-    enrolment_port: Annotated[int, Field(ge=0, le=65535)] = 7444
+    port: Annotated[int, Field(ge=1, le=65535)] = 7443
+    enrolment_port: Annotated[int, Field(ge=1, le=65535)] = 7444
     advertise: str | None = None
     """Host name or address that owners use to reach this coordinator, where it is not `host`."""
     line: str = "main"
@@ -60,11 +60,6 @@ class CoordinatorHome:
     @property
     def public(self) -> Path:
         return self.path / "public"
-
-    @property
-    def address_file(self) -> Path:
-        """Where a running daemon says which ports it opened."""
-        return self.path / "address.json"
 
     def settings(self) -> CoordinatorSettings:
         """The settings; `NotFoundError` where this directory is no coordinator's home."""

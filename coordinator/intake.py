@@ -25,7 +25,7 @@ from common.errors import (
 )
 from common.files import full_disk_is_unavailable, sync_directory, write_atomic
 from common.model.config import ModelConfig
-from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_expert
+from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_expert, largest_size
 from common.rpc.transfer import ChunkPlan
 from common.trust.manifest import FileEntry, digest_of_file
 from common.trust.statements import ExpertContribute, Statement, parse_note
@@ -76,11 +76,11 @@ class Intake:
         statement = _contribution(self._registry.check(note, caller=caller))
         if self._registry.receipt_of(statement) is None:
             self._check_announced(statement)
-            directory = self._directory(statement.record_id)
             self._check_room(statement)
-            with full_disk_is_unavailable("this upload"):
-                directory.mkdir(exist_ok=True)
-                write_atomic(directory / _NOTE_NAME, note)
+        directory = self._directory(statement.record_id)
+        with full_disk_is_unavailable("this upload"):
+            directory.mkdir(exist_ok=True)
+            write_atomic(directory / _NOTE_NAME, note)
         return statement.record_id, self._progress(statement)
 
     def put(self, chunks: Iterable[ReceivedChunk], *, caller: str) -> list[FileProgress]:
@@ -125,7 +125,7 @@ class Intake:
                 part = self._part(upload_id, file.digest)
                 if part.exists():
                     self._publication.add_file(part, entry=file)
-            receipt = self._registry.record(note, caller=caller)
+            receipt = self._registry.record(note, caller=caller, arrived=True)
         shutil.rmtree(directory, ignore_errors=True)
         return receipt
 
@@ -133,9 +133,7 @@ class Intake:
 
     def _check_announced(self, statement: ExpertContribute) -> None:
         if set(statement.files) != {EXPERT_NAME}:
-            raise MalformedError(
-                f"an expert is one file called {EXPERT_NAME}, not {', '.join(sorted(statement.files))}"
-            )
+            raise MalformedError(f"an expert is one file, {EXPERT_NAME}, not {', '.join(sorted(statement.files))}")
         largest = largest_size(self._config(statement))
         size = statement.files[EXPERT_NAME].size
         if size > largest:

@@ -13,12 +13,13 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from common.errors import MalformedError, NotPermittedError
+from common.errors import ConflictError, MalformedError, NotFoundError, NotPermittedError
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
 from common.trust.root import TrustedRoot
 from common.trust.statements import (
     COORDINATOR,
+    ExpertContribute,
     OwnerEnrol,
     Statement,
     format_time,
@@ -84,8 +85,10 @@ class Registry:
             history = self._catch_up(connection)
             return statement if index_of(connection, statement) is not None else history.check(note)
 
-    def record(self, note: bytes, *, caller: str) -> bytes:
+    def record(self, note: bytes, *, caller: str, arrived: bool = False) -> bytes:
         """Record a party's signed statement and return its receipt. The same statement again gives a receipt again.
+
+        A contribution is recorded only where the caller knows that its files have `arrived` and were checked.
 
         Raises:
             ConcordError: as `History.check`; NotPermittedError where the statement is another party's.
@@ -95,8 +98,18 @@ class Registry:
             with self._store.transaction() as connection:
                 index = index_of(connection, statement)
                 if index is None:
+                    if isinstance(statement, ExpertContribute) and not arrived:
+                        raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
                     index = self._append(connection, note)
             return self._log.receipt(index)
+
+    def find(self, statement: Statement) -> tuple[bytes, bytes]:
+        """The entry and receipt of a statement that is in the log."""
+        with self._store.reading() as connection:
+            index = index_of(connection, statement)
+        if index is None:
+            raise NotFoundError(f"{statement.type} {statement.record_id} is not in the log")
+        return self._log.entry(index), self._log.receipt(index)
 
     def receipt_of(self, statement: Statement) -> bytes | None:
         """The receipt of a statement that is in the log, else None."""

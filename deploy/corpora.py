@@ -31,7 +31,7 @@ PUBLIC_DOMAIN: Final = "public"
 PUBLIC_SHARE: Final = 0.10
 """Share of each other domain's documents that is public text instead of the owner's."""
 
-CODE_BYTES: Final = 2_400_000
+CODE_BYTES: Final = 1_200_000
 MATH_BYTES: Final = 1_000_000
 AGREEMENT_BYTES: Final = 500_000
 DOCSTRING_BYTES: Final = 1_000_000

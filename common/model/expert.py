@@ -7,7 +7,7 @@ from common.errors import MalformedError
 from common.files import read_required
 from common.model import checkpoint
 from common.model.config import ModelConfig
-from common.model.partition import TensorSpec, expert_tensors
+from common.model.partition import PUBLIC_EXPERT, TensorSpec, expert_tensors, router_row
 
 EXPERT_NAME: Final = "expert.safetensors"
 """The one file that an owner sends."""
@@ -44,3 +44,24 @@ def check_expert(path: Path, *, config: ModelConfig) -> None:
     bad = checkpoint.first_not_finite(entries)
     if bad is not None:
         raise MalformedError(f"tensor {bad} holds NaN or infinity; train again with a lower learning rate")
+
+
+def check_base(directory: Path) -> ModelConfig:
+    """The config of the base in `directory`.
+
+    Raises:
+        MalformedError: not a dense OLMo 2 model, or without the public expert's router rows.
+    """
+    config = read_config(directory)
+    if config.num_experts:
+        raise MalformedError(
+            f"{directory} is a mixture of {config.num_experts} experts; a base is a dense OLMo 2 model"
+        )
+    if not (directory / ROUTER_NAME).is_file():
+        raise MalformedError(f"{directory} has no {ROUTER_NAME}; make a base with: concord coordinator pretrain")
+    rows = checkpoint.read_header(directory / ROUTER_NAME)
+    for layer in range(config.num_hidden_layers):
+        name = router_row(layer, PUBLIC_EXPERT)
+        if name not in rows or rows[name].spec.shape != (config.hidden_size,):
+            raise MalformedError(f"{directory / ROUTER_NAME} has no row {name} of {config.hidden_size}")
+    return config

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
 os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")  # read once, when grpc is imported
@@ -30,6 +29,7 @@ from common.errors import (
     UnavailableError,
     VerificationError,
 )
+from common.rpc.identity import TlsIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +63,6 @@ def caller() -> str:
 
 
 # Server
-
-
-@dataclass(frozen=True, slots=True)
-class TlsIdentity:
-    """A key with its certificate, and the certificate authority that both ends trust; all PEM."""
-
-    key: bytes
-    certificate: bytes
-    authority: bytes
 
 
 def make_server(authenticate: Authenticate, *, threads: int) -> grpc.Server:

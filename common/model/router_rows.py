@@ -1,0 +1,126 @@
+"""Directions in the space a router sees, from moments of hidden states: what public text looks like, and what sets text
+apart from it.
+
+A router logit is linear in the feed-forward's input x, which has no constant coordinate. `bias_direction` makes one: u
+with u.x close to 1 on public text. The public expert's row is that same u, so its logit is close to 1 everywhere, and
+every other expert's logit is read against it. Statistics are accumulated in float64.
+
+Shapes: N tokens, D hidden_size, L layers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.data import Batch
+from common.errors import MalformedError
+from common.model import partition
+from common.model.transformer import CausalLM
+
+ROUTER_FILE: Final = "router.safetensors"
+"""In the public model's directory: for each layer the public expert's row and the bias direction."""
+
+_RIDGE: Final = 1e-3
+"""Added to the diagonal of a covariance, as a share of its mean variance: directions seen too little stay small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """First and second moments of hidden states at one layer: `mean_D`, and `second_DD` = E[x x^T]; float64."""
+
+    mean_D: Tensor
+    second_DD: Tensor
+
+    @property
+    def covariance_DD(self) -> Tensor:
+        """E[x x^T] - E[x] E[x]^T."""
+        return self.second_DD - torch.outer(self.mean_D, self.mean_D)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicRouter:
+    """What every owner reads and none changes: each layer's public row and bias direction, both [D]."""
+
+    rows: tuple[Tensor, ...]
+    bias_directions: tuple[Tensor, ...]
+
+    def save(self, directory: Path) -> None:
+        """Write `router.safetensors`."""
+        save_file({name: tensor.contiguous() for name, tensor in self._named().items()}, directory / ROUTER_FILE)
+
+    @classmethod
+    def load(cls, directory: Path, *, num_hidden_layers: int, hidden_size: int) -> Self:
+        """Read `router.safetensors`; MalformedError when it is missing or does not fit the model."""
+        path = directory / ROUTER_FILE
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise MalformedError(f"{path}: cannot be read ({error}); is this a public model's directory?") from error
+        names = [(partition.router_row(i, 0), bias_direction_name(i)) for i in range(num_hidden_layers)]
+        if tensors.keys() != {name for pair in names for name in pair}:
+            raise MalformedError(f"{path}: does not hold one row and one bias direction for {num_hidden_layers} layers")
+        if wrong := next((name for name, tensor in tensors.items() if tensor.shape != (hidden_size,)), None):
+            raise MalformedError(f"{path}: {wrong} has shape {tuple(tensors[wrong].shape)}, not ({hidden_size},)")
+        return cls(tuple(tensors[row] for row, _ in names), tuple(tensors[direction] for _, direction in names))
+
+    def _named(self) -> dict[str, Tensor]:
+        rows = {partition.router_row(i, partition.PUBLIC_EXPERT): row for i, row in enumerate(self.rows)}
+        return rows | {bias_direction_name(i): direction.clone() for i, direction in enumerate(self.bias_directions)}
+
+
+def bias_direction_name(layer: int) -> str:
+    """Name of the bias direction at `layer` in `router.safetensors`."""
+    return f"model.layers.{layer}.mlp.gate.bias_direction"
+
+
+@torch.inference_mode()
+def measure(model: CausalLM, batches: Iterable[Batch], *, device: torch.device | str) -> tuple[Moments, ...]:
+    """Moments of what each layer's feed-forward sees over `batches`, one a layer.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    count = 0
+    sums: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        input_ids_BT = torch.from_numpy(batch.input_ids_BT).to(device)
+        document_ids_BT = torch.from_numpy(batch.document_ids_BT).to(device)
+        inputs = model.feed_forward_inputs(input_ids_BT, document_ids_BT=document_ids_BT)
+        states = [x_BTD.flatten(0, 1).double() for x_BTD in inputs]
+        fresh = [(x_ND.sum(dim=0), x_ND.T @ x_ND) for x_ND in states]
+        sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, fresh, strict=True)] if sums else fresh
+        count += input_ids_BT.numel()
+    if not count:
+        raise ValueError("no batches to measure")
+    return tuple(Moments(first / count, second / count) for first, second in sums)
+
+
+def public_router(moments: tuple[Moments, ...]) -> PublicRouter:
+    """The public row and bias direction of each layer: u minimises E[(u.x - 1)^2] over public text, with a ridge."""
+    directions = tuple(_solve(each.second_DD, each.mean_D).float() for each in moments)
+    return PublicRouter(rows=directions, bias_directions=directions)
+
+
+def log_ratio_row(own: Moments, public: Moments, router_row_D: Tensor, bias_direction_D: Tensor) -> Tensor:
+    """A row [D] whose logit exceeds the public row's by an estimate of log p(x | own) / p(x | public).
+
+    Both are taken as Gaussian with a shared covariance (linear discriminant analysis), so the ratio is linear in x; its
+    constant acts along the bias direction.
+    """
+    w_D = _solve((own.covariance_DD + public.covariance_DD) / 2, own.mean_D - public.mean_D)
+    constant = -0.5 * torch.dot(own.mean_D + public.mean_D, w_D)
+    return (router_row_D.double() + w_D + constant * bias_direction_D.double()).float()
+
+
+def _solve(matrix_DD: Tensor, vector_D: Tensor) -> Tensor:
+    ridge = _RIDGE * matrix_DD.diagonal().mean() + torch.finfo(torch.float32).tiny
+    solved: Tensor = torch.linalg.solve(
+        matrix_DD + ridge * torch.eye(len(vector_D), dtype=matrix_DD.dtype).to(matrix_DD.device), vector_D
+    )
+    return solved

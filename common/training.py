@@ -1,0 +1,523 @@
+"""What pretraining and expert training share: the loss, the schedule, the step loop, exact resumption, the job's frame.
+
+AdamW with a cosine schedule, clipped gradients, cross-entropy with z-losses on logits and router logits (arXiv
+2507.07024, section 3.3.1). A run killed at any moment and started again ends with the same bits: a checkpoint holds all
+that a step reads (parameters, optimizer state, place in the text, step), and everything else is a function of the
+configuration. Tensors are kept as safetensors and the rest as JSON; nothing is pickled.
+
+Shapes: B batch, T sequence, V vocab_size, E experts.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Final, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from common.data import Batch, MixtureState
+from common.errors import ConcordError, ConflictError, JobFailedError, MalformedError
+from common.model.transformer import CausalLM, ModelOutput
+
+BETAS: Final = (0.9, 0.95)
+RESULT_FILE: Final = "training.json"
+EXIT_STOPPED: Final = 143
+"""Exit status of a job that SIGTERM stopped after it wrote a checkpoint: run it again to go on."""
+
+_TENSORS_FILE = "tensors.safetensors"
+_STATE_FILE = "state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
+    """What both kinds of training are told; a job's configuration adds where its text and its output are."""
+
+    output: Path
+    """What the job makes; it appears complete or not at all."""
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    sequence_length: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    router_learning_rate: float | None = Field(default=None, gt=0)
+    """For router rows and biases; by default `learning_rate`."""
+    warmup_steps: int = Field(default=20, ge=0)
+    final_learning_rate_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate that is left at the end of the cosine."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    z_loss: float = Field(default=1e-5, ge=0)
+    router_z_loss: float = Field(default=1e-3, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    threads: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What matrices are multiplied in; parameters and optimizer state stay float32."""
+    compile: bool = False
+    checkpoint: Path | None = None
+    """Folder for checkpoints; by default beside `output`. It is removed when the output is there."""
+    checkpoint_every_s: float = Field(default=60.0, gt=0)
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    progress_every_s: float = Field(default=1.0, ge=0)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints are kept while the job runs."""
+        return self.checkpoint or self.output.with_name(self.output.name + ".checkpoint")
+
+
+_NOT_OF_THE_RESULT: Final = {"checkpoint_every_s", "checkpoint_every_steps", "progress_every_s"}
+
+
+def fingerprint(config: TrainingConfig, **inputs: str) -> str:
+    """SHA-256 of all that decides the result: the configuration and digests of the inputs, but no paths."""
+    places = {name for name, value in config if isinstance(value, Path)}
+    fields = config.model_dump(mode="json", exclude=places | _NOT_OF_THE_RESULT)
+    return hashlib.sha256(json.dumps({**fields, "inputs": inputs}, sort_keys=True).encode()).hexdigest()
+
+
+def digest_texts(texts: Iterable[str]) -> str:
+    """SHA-256 over the SHA-256 of each text in turn."""
+    return hashlib.sha256(b"".join(hashlib.sha256(text.encode()).digest() for text in texts)).hexdigest()
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+# ---- Loss and schedule -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """`common.data.Batch` on the device."""
+
+    input_ids_BT: Tensor
+    targets_BT: Tensor
+    document_ids_BT: Tensor
+    sources_B: Tensor
+
+    @classmethod
+    def place(cls, batch: Batch, device: torch.device | str) -> "TensorBatch":
+        """Copy a batch to `device`."""
+        arrays = (batch.input_ids_BT, batch.targets_BT, batch.document_ids_BT, batch.sources_B)
+        return cls(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`total` is what is minimised; `cross_entropy` (nats a token) is what is reported."""
+
+    total: Tensor
+    cross_entropy: Tensor
+
+
+LossFunction = Callable[[ModelOutput, TensorBatch], Loss]
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Cross-entropy and log-partition of each token, with one pass over the vocabulary backwards instead of three."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        partition_BT = logits_BTV.logsumexp(dim=-1)
+        ctx.save_for_backward(logits_BTV, partition_BT, targets_BT)
+        return partition_BT - logits_BTV.gather(-1, targets_BT.unsqueeze(-1)).squeeze(-1), partition_BT
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits_BTV, partition_BT, targets_BT = ctx.saved_tensors  # type: ignore[attr-defined]
+        of_cross_entropy_BT, of_partition_BT = gradients
+        probabilities_BTV = (logits_BTV - partition_BT.unsqueeze(-1)).exp_()
+        gradient_BTV = probabilities_BTV.mul_((of_cross_entropy_BT + of_partition_BT).unsqueeze(-1))
+        return gradient_BTV.scatter_add_(-1, targets_BT.unsqueeze(-1), -of_cross_entropy_BT.unsqueeze(-1)), None
+
+
+def language_loss(output: ModelOutput, batch: TensorBatch, *, z_loss: float, router_z_loss: float) -> Loss:
+    """Mean cross-entropy, plus `z_loss` times the mean squared log-partition of logits, likewise of router logits."""
+    losses: tuple[Tensor, Tensor] = _TokenLosses.apply(output.logits_BTV.float(), batch.targets_BT)  # type: ignore[no-untyped-call]
+    cross_entropy_BT, partition_BT = losses
+    cross_entropy = cross_entropy_BT.mean()
+    total = cross_entropy + z_loss * partition_BT.square().mean()
+    if output.router_logits:
+        squares = [logits_BTE.float().logsumexp(dim=-1).square().mean() for logits_BTE in output.router_logits]
+        total = total + router_z_loss * torch.stack(squares).mean()
+    return Loss(total, cross_entropy.detach())
+
+
+def learning_rate_share(step: int, *, steps: int, warmup_steps: int, final_share: float) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, then a cosine down to `final_share`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# ---- The run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: `step` of `steps` are done; `loss` is the mean cross-entropy since the last report."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run leaves to tell: tokens seen over all its lives, and the mean loss of its first and last steps."""
+
+    steps: int
+    tokens: int
+    first_loss: float
+    final_loss: float
+
+
+class StopSignal:
+    """Whether somebody asked this process to stop: SIGTERM is noted, and the loop ends between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> "StopSignal":
+        """Note SIGTERM from now on; call it in a job's main thread."""
+        signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+
+
+class StoppedError(JobFailedError):
+    """The job was asked to stop and wrote a checkpoint."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """All that changes from step to step, beside the parameters and the optimizer's moments."""
+
+    step: int = 0
+    consumed: MixtureState | None = None
+    losses: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains the parameters of `model` that require gradients; everything else is left alone."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        config: TrainingConfig,
+        loss: LossFunction,
+        fingerprint: str,
+        after_step: Callable[[], None] = lambda: None,
+        report: Callable[[Progress], None] = lambda progress: None,
+        stop: StopSignal | None = None,
+    ) -> None:
+        """Make a trainer.
+
+        Args:
+            model: In float32 on the device it trains on.
+            config: How to train.
+            loss: From the model's output and the batch.
+            fingerprint: Of the configuration and inputs; a checkpoint with another one is refused.
+            after_step: Called after every update, for constraints on parameters.
+            report: Called about every `progress_every_s`, and after the last step.
+            stop: Asked after every step.
+        """
+        self._config, self._loss, self._fingerprint = config, loss, fingerprint
+        self._after_step, self._report, self._stop = after_step, report, stop or StopSignal()
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = _optimizer(self._parameters, config)
+        # Compiled on request only: the graph of a small model costs more to compile than to run.
+        self._forward: Callable[..., ModelOutput] = torch.compile(model) if config.compile else model
+        self._run = _Run()
+
+    def train(self, batches: Callable[[MixtureState | None], Iterator[tuple[Batch, MixtureState]]]) -> TrainingResult:
+        """Run all steps that are left, from the newest checkpoint if there is one.
+
+        Args:
+            batches: Gives the iterator of batches that starts at a state; None is the beginning.
+
+        Raises:
+            StoppedError: asked to stop; a checkpoint is written.
+            JobFailedError: the loss is no longer a number.
+            ConflictError: the checkpoint is of another job.
+            MalformedError: the checkpoint cannot be read.
+        """
+        self._resume()
+        config, first = self._config, self._run.step
+        started = reported = saved = time.monotonic()
+        for batch, state in islice(batches(self._run.consumed), config.steps - first):
+            self._step(batch)
+            self._run.consumed = state
+            now = time.monotonic()
+            if self._stop.requested or self._is_due(now - saved):
+                self._save()
+                saved = now
+            if self._stop.requested:
+                raise StoppedError(f"stopped after step {self._run.step} of {config.steps}; run the job again to go on")
+            if now - reported >= config.progress_every_s or self._run.step == config.steps:
+                self._report(self._progress(now - started, since=first))
+                reported = now
+        losses = self._run.losses
+        return TrainingResult(
+            steps=config.steps,
+            tokens=config.steps * config.batch_size * config.sequence_length,
+            first_loss=_mean(losses[:10]),
+            final_loss=_mean(losses[-10:]),
+        )
+
+    def _step(self, batch: Batch) -> None:
+        config, run = self._config, self._run
+        share = learning_rate_share(
+            run.step,
+            steps=config.steps,
+            warmup_steps=min(config.warmup_steps, config.steps // 2),
+            final_share=config.final_learning_rate_share,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        placed = TensorBatch.place(batch, config.device)
+        with _autocast(config):
+            loss = self._loss(self._forward(placed.input_ids_BT, document_ids_BT=placed.document_ids_BT), placed)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters.values(), config.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._after_step()
+        run.losses.append(_finite(float(loss.cross_entropy), run.step))
+        run.step += 1
+
+    def _progress(self, seconds: float, *, since: int) -> Progress:
+        config, done = self._config, self._run.step - since
+        return Progress(
+            step=self._run.step,
+            steps=config.steps,
+            loss=_mean(self._run.losses[-20:]),
+            tokens_per_s=done * config.batch_size * config.sequence_length / max(seconds, 1e-9),
+            seconds_left=seconds / done * (config.steps - self._run.step),
+        )
+
+    # -- Checkpoints: `step-<n>` folders; one is renamed into place when complete, then older ones go ------------------
+
+    def _is_due(self, seconds: float) -> bool:
+        every = self._config.checkpoint_every_steps
+        if every is not None:
+            return self._run.step % every == 0
+        return seconds >= self._config.checkpoint_every_s
+
+    def _save(self) -> None:
+        folder = self._config.checkpoint_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        target, partial = folder / f"step-{self._run.step:09d}", folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file(self._tensors(), partial / _TENSORS_FILE)
+        state = {
+            "fingerprint": self._fingerprint,
+            "step": self._run.step,
+            "consumed": list(self._run.consumed.consumed) if self._run.consumed else None,
+            "losses": self._run.losses,
+        }
+        (partial / _STATE_FILE).write_text(json.dumps(state))
+        for file in partial.iterdir():
+            _flush(file)
+        partial.rename(target)
+        _flush(folder)
+        for old in _checkpoints(folder)[:-1]:
+            shutil.rmtree(old)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"parameter {name}": p.detach() for name, p in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            tensors |= {f"{moment} {name}": self._optimizer.state[parameter][moment] for moment in _MOMENTS}
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _resume(self) -> None:
+        found = _checkpoints(self._config.checkpoint_folder)
+        if not found:
+            return
+        try:
+            state = json.loads((found[-1] / _STATE_FILE).read_text())
+            tensors = load_file(found[-1] / _TENSORS_FILE)
+            if state["fingerprint"] != self._fingerprint:
+                raise ConflictError(
+                    f"{found[-1]} is a checkpoint of another job or other text; remove it to start anew"
+                )
+            consumed = state["consumed"]
+            self._run = _Run(state["step"], MixtureState(tuple(consumed)) if consumed else None, state["losses"])
+            self._place(tensors)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise MalformedError(f"{found[-1]}: not a checkpoint ({error}); remove it to start anew") from error
+
+    def _place(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"parameter {name}"])
+            moments = {moment: tensors[f"{moment} {name}"].to(parameter.device) for moment in _MOMENTS}
+            step = torch.tensor(float(self._run.step), device=parameter.device)
+            self._optimizer.state[parameter] = {"step": step, **moments}
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with router rows and biases in a group of their own."""
+    router = [p for name, p in parameters.items() if ".mlp.gate." in name]
+    others = [p for name, p in parameters.items() if ".mlp.gate." not in name]
+    peaks = ((others, config.learning_rate), (router, config.router_learning_rate or config.learning_rate))
+    groups = [{"params": group, "lr": peak, "peak": peak} for group, peak in peaks if group]
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=config.weight_decay, fused=True)
+
+
+def _autocast(config: TrainingConfig) -> AbstractContextManager[object]:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(config.device, dtype=torch.bfloat16)
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise JobFailedError(f"the loss is {loss} after step {step + 1}; choose a lower learning_rate")
+    return loss
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _flush(path: Path) -> None:
+    """Make sure that what a rename will vouch for is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- The job's frame -------------------------------------------------------------------------------------------------
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def run_job(
+    arguments: list[str], config_class: type[Config], job: Callable[[Config, StopSignal], dict[str, object]]
+) -> int:
+    """Run a job as a process: its only argument is a JSON file with its configuration. Returns the exit status.
+
+    The last line on stdout is `{"event": "done", ...}` with what the job returns. A failure that Concord names is one
+    line on stderr and status 1; `StoppedError` is status `EXIT_STOPPED`.
+    """
+    try:
+        if len(arguments) != 1:
+            raise MalformedError(f"one argument is expected, the job's JSON file; there are {len(arguments)}")
+        config = read_job(Path(arguments[0]), config_class)
+        torch.set_num_threads(config.threads)
+        os.environ["RAYON_NUM_THREADS"] = str(config.threads)
+        emit("done", job(config, StopSignal().listen()))
+    except ConcordError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_STOPPED if isinstance(error, StoppedError) else 1
+    return 0
+
+
+def read_job(path: Path, config_class: type[Config]) -> Config:
+    """Parse a job's configuration; MalformedError names the first field that is wrong."""
+    try:
+        return config_class.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise MalformedError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise MalformedError(f"{path}: {place}: {first['msg']}") from error
+
+
+def emit(event: str, fields: Mapping[str, object]) -> None:
+    """Print one event as a JSON line on stdout."""
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def reporter(task: Literal["pretrain", "train"]) -> Callable[[Progress], None]:
+    """What prints progress events of a task."""
+
+    def report(progress: Progress) -> None:
+        emit(
+            "progress",
+            {
+                "task": task,
+                "step": progress.step,
+                "steps": progress.steps,
+                "loss": round(progress.loss, 4),
+                "tokens_per_s": round(progress.tokens_per_s),
+                "seconds_left": round(progress.seconds_left, 1),
+            },
+        )
+
+    return report
+
+
+def finished(output: Path, fingerprint: str) -> dict[str, object] | None:
+    """What an earlier run of the same job recorded in a complete output; None when there is no output yet.
+
+    Raises:
+        ConflictError: something else is there.
+    """
+    if not output.exists():
+        return None
+    try:
+        record: dict[str, object] = json.loads((output / RESULT_FILE).read_text())
+        if record["fingerprint"] == fingerprint:
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ConflictError(f"{output} is there already and is not this job's; choose another output or remove it")
+
+
+def write_record(directory: Path, record: Mapping[str, object]) -> None:
+    """Write `training.json`: the resolved configuration and what came of it."""
+    (directory / RESULT_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def publish(output: Path, write: Callable[[Path], None], *, checkpoint: Path) -> None:
+    """Let `write` fill a folder beside `output` and rename it into place; then the checkpoints may go."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write(partial)
+    for file in partial.iterdir():
+        _flush(file)
+    partial.rename(output)
+    _flush(output.parent)
+    shutil.rmtree(checkpoint, ignore_errors=True)

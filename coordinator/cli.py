@@ -1,0 +1,181 @@
+"""`concord coordinator`: what a consortium's admin does."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from common.cli import JsonOption, existing, new_app, reporting
+from common.config import describe, load_options
+from common.console import job_progress
+from common.errors import ConflictError, MalformedError
+from common.files import write_secret
+from common.jobs import run_job
+from common.telemetry import set_up_logging
+from common.trust.invitation import Invitation
+from common.trust.statements import COORDINATOR
+from coordinator.config import CoordinatorSettings
+from coordinator.evaluation import evaluation_job
+from coordinator.home import Coordinator, create, open_home
+from coordinator.releases import latest_base, make_release, publish_base
+
+app = new_app("Run a consortium: publish the public model, invite owners, make releases.")
+
+HomeOption = Annotated[Path, typer.Option(envvar="CONCORD_HOME", help="The coordinator's directory.")]
+
+
+@app.command()
+def init(
+    federation: Annotated[str, typer.Option(help="Name of the consortium, like a DNS name: health.example.")],
+    home: HomeOption = Path("coordinator"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port for members (mutual TLS).")] = 7443,
+    enrolment_port: Annotated[int, typer.Option(help="Port where invitations are redeemed.")] = 7444,
+    advertise: Annotated[str | None, typer.Option(help="Host name that owners dial, where it is not --host.")] = None,
+    num_experts_per_tok: Annotated[int, typer.Option(help="Experts active for each token in releases.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a coordinator's home: certificate authority, log and signing keys, an empty registry."""
+    fields = {
+        "federation": federation,
+        "origin": f"{federation}/log",
+        "host": host,
+        "port": port,
+        "enrolment_port": enrolment_port,
+        "advertise": advertise,
+        "num_experts_per_tok": num_experts_per_tok,
+    }
+    try:
+        settings = CoordinatorSettings.model_validate(fields)
+    except ValidationError as error:
+        raise MalformedError(describe(error)) from error
+    with reporting(as_json) as reporter:
+        made = create(existing(home), settings)
+        reporter.step(f"coordinator of {federation} in {made.path}; its settings are in {made.settings_file.name}")
+        reporter.result({"home": str(made.path), "public": str(made.public)})
+
+
+@app.command()
+def pretrain(
+    data: Annotated[Path, typer.Option(help="Folder of public text (train/validation/test).")],
+    output: Annotated[Path, typer.Option(help="Where the base is written.")],
+    options: Annotated[Path, typer.Option("--config", help="TOML with sizes of model and training.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small public model with its own tokenizer; `publish` it then. Interrupted, the same command goes on."""
+    job = {**load_options(options), "public": existing(data), "output": existing(output)}
+    with reporting(as_json) as reporter:
+        config_path = existing(output).with_name(f"{output.name}.job.json")
+        config_path.parent.mkdir(parents=True, exist_ok=True)
+        run_job("coordinator.pretrain", job, config_path=config_path, on_event=job_progress(reporter, "public model"))
+        reporter.step("public model trained")
+        reporter.result({"base": str(existing(output))})
+
+
+@app.command()
+def publish(
+    model: Annotated[Path, typer.Argument(help="Directory of the base: an OLMo 2 model with router.safetensors.")],
+    home: HomeOption = Path("coordinator"),
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a public checkpoint: its files by content, a signed statement in the log."""
+    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        base = publish_base(coordinator, existing(model))
+        reporter.step(f"public checkpoint of round {base.statement.round} is in the log")
+        reporter.result({"base_digest": base.statement.base_digest, "directory": str(base.directory)})
+
+
+@app.command()
+def invite(
+    owner: Annotated[str, typer.Argument(help="The owner's name: small letters, digits and '-'.")],
+    output: Annotated[Path, typer.Option(help="File for the invitation; hand it over in confidence.")],
+    home: HomeOption = Path("coordinator"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write an invitation with which one owner may join, once and soon."""
+    path = existing(output)
+    if path.exists():
+        raise ConflictError(f"{path} exists already; choose another --output")
+    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        write_secret(path, bytes(_invitation(coordinator, owner)))
+        minutes = coordinator.settings.invitation_minutes
+        reporter.step(f"invitation for {owner} in {path}: good once, for {minutes:g} minutes; keep it secret")
+        reporter.result({"invitation": str(path), "owner": owner})
+
+
+def _invitation(coordinator: Coordinator, owner: str) -> Invitation:
+    settings = coordinator.settings
+    return Invitation(
+        owner=owner,
+        target=f"{settings.reachable_at}:{settings.port}",
+        enrolment_target=f"{settings.reachable_at}:{settings.enrolment_port}",
+        authority=coordinator.authority.certificate_pem.decode(),
+        root=coordinator.registry.root,
+        token=coordinator.enrolment.invite(owner, lifetime=timedelta(minutes=settings.invitation_minutes)),
+    )
+
+
+@app.command()
+def serve(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) -> None:
+    """Serve owners until stopped (ctrl-C or SIGTERM). Everything acknowledged is on disk."""
+    from coordinator.daemon import serve as run_daemon
+
+    set_up_logging(as_json)
+    with reporting(as_json) as reporter:
+        run_daemon(existing(home), reporter=reporter)
+
+
+@app.command()
+def release(
+    home: HomeOption = Path("coordinator"),
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Folder of held-out text to evaluate on, one folder a domain.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Processor threads for the evaluation.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Assemble every expert with a consent in force, evaluate, sign, log and publish the next release."""
+    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        evaluation = (
+            None if evaluate is None else evaluation_job(existing(evaluate), threads=threads, reporter=reporter)
+        )
+        made = make_release(coordinator, evaluate=evaluation)
+        owners = ", ".join(made.owners.values()) or "nobody: the public model alone"
+        reporter.step(f"{made.statement.release} is signed, logged and published with the experts of: {owners}")
+        reporter.result(
+            {
+                "release": made.statement.release,
+                "directory": str(made.directory),
+                "experts": list(made.owners.values()),
+                "manifest_digest": made.statement.manifest_digest,
+            }
+        )
+
+
+@app.command()
+def status(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) -> None:
+    """Who has joined, what is in force, what was released."""
+    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        reporter.result(_status(coordinator))
+
+
+def _status(coordinator: Coordinator) -> dict[str, object]:
+    history = coordinator.registry.head()
+    return {
+        "federation": coordinator.settings.federation,
+        "address": f"{coordinator.settings.reachable_at}:{coordinator.settings.port}",
+        "log_entries": history.size,
+        "owners": sorted(history.parties.keys() - {COORDINATOR}),
+        "base": latest_base(history).base_digest if history.bases else None,
+        "consents_in_force": sorted(
+            grant.statement.party for grant in history.grants.values() if grant.revoked_index is None
+        ),
+        "opted_out": sorted(
+            grant.statement.party for grant in history.grants.values() if grant.revoked_index is not None
+        ),
+        "experts": sorted(contribution.statement.party for contribution in history.contributions.values()),
+        "releases": list(history.releases),
+        "public": str(coordinator.home.public),
+    }

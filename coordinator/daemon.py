@@ -1,0 +1,43 @@
+"""The coordinator's daemon: build, start, run until a signal, drain, stop. It never dials out and needs no torch."""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from common.console import Reporter
+from common.files import exclusive
+from common.rpc.channel import listen, make_server
+from common.signals import stop_on_signals
+from coordinator.home import open_home, server_identity
+from coordinator.releases import show_logged
+from coordinator.servicers import add_services
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_S: Final = 10.0
+
+
+def serve(path: Path, *, reporter: Reporter) -> None:
+    """Serve the coordinator whose home is `path` until SIGINT or SIGTERM.
+
+    Raises:
+        ConflictError: another daemon serves this home.
+        UnavailableError: a port is in use.
+    """
+    with (
+        exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),
+        open_home(path) as coordinator,
+        stop_on_signals() as stop,
+    ):
+        show_logged(coordinator)
+        coordinator.registry.publish()
+        settings, tls = coordinator.settings, server_identity(coordinator)
+        server = make_server(coordinator.enrolment.authenticate, threads=settings.threads)
+        add_services(server, coordinator)
+        listen(server, f"{settings.host}:{settings.port}", tls=tls, require_client=True)
+        listen(server, f"{settings.host}:{settings.enrolment_port}", tls=tls, require_client=False)
+        server.start()
+        reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
+        stop.wait()
+        server.stop(_DRAIN_S).wait()
+        reporter.step("stopped; everything acknowledged is on disk")

@@ -1,0 +1,53 @@
+"""Evaluating a model before it is released: bits per byte and routing shares by domain, kept beside its weights."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from common.console import Reporter, job_progress
+from common.errors import NotFoundError
+from common.files import write_atomic
+from common.jobs import run_job
+from common.model.expert import read_config
+from coordinator.releases import Evaluate
+
+EVALUATION_NAME: Final = "evaluation.json"
+"""In a release: what was found, by domain. It is in the manifest, so the log's statement covers it."""
+
+
+def domains_in(folder: Path) -> dict[str, Path]:
+    """The domains of an evaluation folder: one subfolder each.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    domains = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    if not domains:
+        raise NotFoundError(f"{folder} has no folder of held-out text; make one a domain, with test.jsonl or test.txt")
+    return domains
+
+
+def evaluation_job(folder: Path, *, threads: int, reporter: Reporter) -> Evaluate:
+    """Evaluates a release on the `test` split of every domain in `folder`, in a subprocess."""
+    domains = domains_in(folder)
+
+    def evaluate(directory: Path) -> None:
+        output = directory.with_name(f"{directory.name}.evaluation.json")
+        job = {
+            "models": {directory.name: directory},
+            "domains": domains,
+            "sequence_length": read_config(directory).max_position_embeddings,
+            "threads": threads,
+            "output": output,
+        }
+        run_job(
+            "common.evaluate",
+            job,
+            config_path=directory.with_name(f"{directory.name}.job.json"),
+            on_event=job_progress(reporter, f"evaluating {directory.name}"),
+        )
+        found = json.loads(output.read_text())["models"][directory.name]
+        write_atomic(directory / EVALUATION_NAME, json.dumps(found, indent=2, sort_keys=True).encode() + b"\n")
+        output.unlink()
+
+    return evaluate

@@ -1,0 +1,139 @@
+"""Making and opening a coordinator's home: keys, settings, registry, log and publication, put together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from common.errors import ConflictError, MalformedError
+from common.files import make_private_directory, read_required, write_atomic, write_secret
+from common.rpc.identity import TlsIdentity
+from common.trust.note import SigningKey
+from common.trust.pki import CertificateAuthority, Identity, identity_of, make_csr, new_key
+from common.trust.root import TrustedRoot
+from common.trust.statements import COORDINATOR
+from coordinator.config import CoordinatorHome, CoordinatorSettings
+from coordinator.enrolment import Enrolment
+from coordinator.intake import Intake
+from coordinator.log import Log
+from coordinator.publication import ROOT_NAME, Publication
+from coordinator.registry import Registry
+from coordinator.store import Store, is_healthy
+
+_SERVER_LIFETIME: Final = timedelta(days=30)
+_BACKDATED: Final = timedelta(minutes=5)
+_HINT: Final = "this home is not complete; restore it from a backup or make a new one"
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """Everything of one coordinator that needs neither torch nor grpc."""
+
+    home: CoordinatorHome
+    settings: CoordinatorSettings
+    store: Store
+    log: Log
+    registry: Registry
+    publication: Publication
+    enrolment: Enrolment
+    intake: Intake
+    authority: CertificateAuthority
+
+
+def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
+    """Make a new home: certificate authority, log key, coordinator's signing key, registry, first checkpoint.
+
+    Raises:
+        ConflictError: there is a coordinator's home already; nothing is changed.
+        MalformedError: the federation's name cannot stand in certificates.
+    """
+    home = CoordinatorHome(path)
+    if home.settings_file.exists():
+        raise ConflictError(f"{path} is a coordinator's home already; choose another directory with --home")
+    make_private_directory(path)
+    try:
+        authority = CertificateAuthority.create(settings.federation, now=datetime.now(UTC))
+    except ValueError as error:
+        raise MalformedError(str(error)) from error
+    log_key = SigningKey.generate(settings.origin)
+    own_key = SigningKey.generate(f"{settings.federation}/{COORDINATOR}")
+    write_secret(home.keys / "ca.key", authority.key_pem)
+    write_secret(home.keys / "log.key", log_key.to_pem())
+    write_secret(home.keys / "coordinator.key", own_key.to_pem())
+    write_atomic(home.keys / "ca.pem", authority.certificate_pem)
+    root = TrustedRoot(settings.federation, settings.origin, log_key.verifier, own_key.verifier)
+    publication = Publication(home.public)
+    write_atomic(publication.path / ROOT_NAME, bytes(root))
+    # The settings come last: a home without them is not one, and `create` may be called again.
+    write_atomic(home.settings_file, _toml(settings).encode())
+    with open_home(path) as coordinator:
+        coordinator.registry.publish()
+    return home
+
+
+def _toml(settings: CoordinatorSettings) -> str:
+    lines = []
+    for name, value in settings.model_dump(exclude_none=True).items():
+        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def open_home(path: Path) -> Iterator[Coordinator]:
+    """The coordinator whose home is `path`.
+
+    Raises:
+        NotFoundError: it is no coordinator's home.
+        ConflictError: its registry is damaged or older than what was published from it.
+    """
+    home = CoordinatorHome(path)
+    settings = home.settings()
+    store = Store(home.database)
+    try:
+        store.create()
+        if not is_healthy(store):
+            raise ConflictError(f"{home.database} is damaged; restore the newest backup")
+        yield _put_together(home, settings, store)
+    finally:
+        store.close()
+
+
+def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: Store) -> Coordinator:
+    publication = Publication(home.public)
+    root = TrustedRoot.parse(publication.trusted_root())
+    log_key = SigningKey.from_pem(read_required(home.keys / "log.key", hint=_HINT), name=root.log.name)
+    own_key = SigningKey.from_pem(read_required(home.keys / "coordinator.key", hint=_HINT), name=root.coordinator.name)
+    authority = CertificateAuthority.from_pem(
+        read_required(home.keys / "ca.key", hint=_HINT),
+        certificate_pem=read_required(home.keys / "ca.pem", hint=_HINT),
+    )
+    log = Log(store, key=log_key, origin=root.origin, directory=publication.log)
+    log.check_not_rolled_back()
+    registry = Registry(store, log, root=root, key=own_key)
+    lifetime = timedelta(hours=settings.certificate_hours)
+    enrolment = Enrolment(store, registry, authority=authority, certificate_lifetime=lifetime)
+    intake = Intake(home.incoming, registry, publication)
+    return Coordinator(home, settings, store, log, registry, publication, enrolment, intake, authority)
+
+
+def server_identity(coordinator: Coordinator) -> TlsIdentity:
+    """The coordinator's own TLS key and certificate, renewed where less than a third of its life is left."""
+    path, authority = coordinator.home.keys / "server.pem", coordinator.authority.certificate_pem
+    now = datetime.now(UTC)
+    if path.exists():
+        identity = TlsIdentity.parse(path.read_bytes(), authority=authority)
+        if identity_of(identity.certificate).not_after > now + _SERVER_LIFETIME / 3:
+            return identity
+    key = new_key()
+    certificate = coordinator.authority.issue(
+        make_csr(key),
+        identity=Identity.coordinator(coordinator.registry.root.federation),
+        not_before=now - _BACKDATED,
+        not_after=now + _SERVER_LIFETIME,
+        server_names=list(dict.fromkeys((coordinator.settings.reachable_at, "localhost", "127.0.0.1"))),
+    )
+    identity = TlsIdentity(key, certificate, authority)
+    write_secret(path, bytes(identity))
+    return identity

@@ -1,0 +1,119 @@
+"""The public model's job: public documents to the base directory, the one anchor that every owner starts from.
+
+`python -m coordinator.pretrain JOB.json` trains a tokenizer and an OLMo 2 model, then measures the hidden states of
+public text for the public expert's router row and the direction biases act along. The base directory loads with
+`transformers` (`config.json`, `generation_config.json`, `model.safetensors`, tokenizer files) and holds
+`router.safetensors` beside them.
+
+Shapes: B batch, T sequence.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from pydantic import Field
+
+from common import tokenizer, training
+from common.data import Batch, MixtureState, PackedText, batches, read_split
+from common.model import hf
+from common.model.config import ModelConfig
+from common.model.router_rows import measure, public_router
+from common.model.transformer import CausalLM
+from common.training import StopSignal, Trainer, TrainingConfig
+
+
+class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
+    """The job's JSON file. Sizes of the model have Hugging Face's names."""
+
+    public: Path
+    """Folder or file of public documents; its train split is read."""
+    vocab_size: int = Field(ge=tokenizer.MIN_VOCAB_SIZE)
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    rope_theta: float = 10_000.0
+    router_sequences: int = Field(default=256, ge=1)
+    """How many public sequences the router row is measured on."""
+
+    def model_config_for(self, eos_token_id: int) -> ModelConfig:
+        """The model that these sizes describe. Raises ValueError when they do not fit together."""
+        return ModelConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads or self.num_attention_heads,
+            max_position_embeddings=self.sequence_length,
+            rope_theta=self.rope_theta,
+            eos_token_id=eos_token_id,
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job; returns the exit status."""
+    return training.run_job(arguments, PretrainJob, run)
+
+
+def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
+    """Make the base directory, or find that an earlier run made it; returns what `training.json` records."""
+    documents = read_split(config.public, "train")
+    fingerprint = training.fingerprint(config, public=training.digest_texts(d.text for d in documents))
+    if (record := training.finished(config.output, fingerprint)) is not None:
+        return record
+    tokens = tokenizer.train(documents, vocab_size=config.vocab_size)
+    text = PackedText(
+        tokens.encode_all([document.text for document in documents]),
+        sequence_length=config.sequence_length,
+        eos_token_id=tokens.eos_token_id,
+        seed=config.seed,
+        name=str(config.public),
+    )
+    model = CausalLM(config.model_config_for(tokens.eos_token_id), seed=config.seed).to(config.device)
+    trainer = Trainer(
+        model,
+        config=config,
+        loss=partial(training.language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
+        fingerprint=fingerprint,
+        report=training.reporter("pretrain"),
+        stop=stop,
+    )
+    result = trainer.train(partial(_batches, text, config))
+    record = {"fingerprint": fingerprint, "public_tokens": text.num_tokens, **asdict(result)}
+    record["config"] = config.model_dump(mode="json")
+    training.publish(
+        config.output, partial(_write, model, tokens, text, config, record), checkpoint=config.checkpoint_folder
+    )
+    return record
+
+
+def _batches(
+    text: PackedText, config: PretrainJob, state: MixtureState | None = None
+) -> Iterator[tuple[Batch, MixtureState]]:
+    return batches([text], shares=[1.0], batch_size=config.batch_size, state=state)
+
+
+def _write(
+    model: CausalLM,
+    tokens: tokenizer.Tokenizer,
+    text: PackedText,
+    config: PretrainJob,
+    record: dict[str, object],
+    directory: Path,
+) -> None:
+    count = -(-config.router_sequences // config.batch_size)
+    sample = (batch for batch, _ in islice(_batches(text, config), count))
+    public_router(measure(model, sample, device=config.device)).save(directory)
+    tokens.save(directory)
+    hf.save(model, directory)
+    training.write_record(directory, record)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

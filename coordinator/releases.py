@@ -1,0 +1,150 @@
+"""Bases and releases: from what is in force in the log to signed, published directories.
+
+A release is made in an order that a crash at any point leaves in a state from which making it again goes on: assemble
+and evaluate in `work/`, publish the files by content, record the statement that names them, then show the directory.
+What the log names and no directory shows yet is shown first thing next time.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from common.errors import NotFoundError
+from common.files import exclusive
+from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
+from common.trust.history import Contribution, Grant, History, releasable_experts
+from common.trust.manifest import Manifest
+from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
+from coordinator.assembler import assemble
+from coordinator.home import Coordinator
+
+Evaluate = Callable[[Path], None]
+"""Evaluates the model in a directory and writes what it found there, before the release is signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedBase:
+    """A public checkpoint in the log."""
+
+    statement: BasePublish
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRelease:
+    """A release in the log: where it is shown, and who is in it by slot."""
+
+    statement: ReleasePublish
+    directory: Path
+    owners: Mapping[int, str]
+
+
+def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
+    """Publish the model in `directory` as the public checkpoint of the next round. The same one again changes nothing.
+
+    Raises:
+        MalformedError: it is not a base: a dense OLMo 2 model with a router row for the public expert.
+    """
+    check_base(directory)
+    with _one_at_a_time(coordinator):
+        manifest = coordinator.publication.add_objects(directory)
+        bases = coordinator.registry.head().bases
+        statement = bases.get(manifest.digest)
+        if statement is None:
+            statement = _record_base(coordinator, manifest, round_number=len(bases))
+        shown = coordinator.publication.base(statement.round)
+        coordinator.publication.show(shown, manifest_digest=manifest.digest)
+    return PublishedBase(statement, shown)
+
+
+def _record_base(coordinator: Coordinator, manifest: Manifest, *, round_number: int) -> BasePublish:
+    recorded = coordinator.registry.issue(
+        BasePublish,
+        base_digest=manifest.digest,
+        config_digest=manifest.files[CONFIG_NAME].digest,
+        round=round_number,
+    )
+    assert isinstance(recorded.statement, BasePublish)
+    return recorded.statement
+
+
+def latest_base(history: History) -> BasePublish:
+    """The base of the latest round; `NotFoundError` before the first."""
+    if not history.bases:
+        raise NotFoundError("no public checkpoint is published yet; publish one with: concord coordinator publish")
+    return max(history.bases.values(), key=lambda base: base.round)
+
+
+def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> PublishedRelease:
+    """Make, sign and log the next release from what is in force in the log now.
+
+    Raises:
+        ConflictError: another release is being made.
+        ConsentError: an owner opted out while it was made; make it again.
+    """
+    with _one_at_a_time(coordinator):
+        show_logged(coordinator)
+        return _make_next(coordinator, evaluate)
+
+
+def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> PublishedRelease:
+    history, settings = coordinator.registry.head(), coordinator.settings
+    base, log_size = latest_base(history), history.size
+    name, line = f"release-{len(history.releases) + 1}", settings.line
+    chosen = releasable_experts(history, release=name, line=line, base_digest=base.base_digest, at=datetime.now(UTC))
+    staging = coordinator.home.work / name
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.parent.mkdir(exist_ok=True)
+    files = [coordinator.publication.find(_expert_digest(contribution)) for _, contribution in chosen]
+    num_experts_per_tok = min(settings.num_experts_per_tok, len(chosen) + 1)
+    assemble(coordinator.publication.base(base.round), files, num_experts_per_tok=num_experts_per_tok, output=staging)
+    if evaluate is not None:
+        evaluate(staging)
+    manifest = coordinator.publication.add_objects(staging)
+    recorded = coordinator.registry.issue(
+        ReleasePublish,
+        release=name,
+        line=line,
+        manifest_digest=manifest.digest,
+        base_digest=base.base_digest,
+        log_size=log_size,
+        experts=[_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)],
+        num_experts_per_tok=num_experts_per_tok,
+    )
+    shown = coordinator.publication.release(name)
+    coordinator.publication.show(shown, manifest_digest=manifest.digest)
+    shutil.rmtree(staging, ignore_errors=True)
+    assert isinstance(recorded.statement, ReleasePublish)
+    return PublishedRelease(
+        recorded.statement, shown, {slot: grant.statement.party for slot, (grant, _) in enumerate(chosen, start=1)}
+    )
+
+
+def _expert_digest(contribution: Contribution) -> str:
+    return contribution.statement.files[EXPERT_NAME].digest
+
+
+def _released(slot: int, grant: Grant, contribution: Contribution) -> ReleasedExpert:
+    return ReleasedExpert(
+        digest=contribution.statement.manifest.digest,
+        grant_index=grant.index,
+        contribute_index=contribution.index,
+        slot=slot,
+    )
+
+
+def show_logged(coordinator: Coordinator) -> None:
+    """Show every base and release that the log names and that a crash kept from being shown."""
+    history = coordinator.registry.head()
+    for base in history.bases.values():
+        coordinator.publication.show(coordinator.publication.base(base.round), manifest_digest=base.base_digest)
+    for release in history.releases.values():
+        directory = coordinator.publication.release(release.statement.release)
+        coordinator.publication.show(directory, manifest_digest=release.statement.manifest_digest)
+
+
+def _one_at_a_time(coordinator: Coordinator) -> AbstractContextManager[None]:
+    return exclusive(coordinator.home.path / "release.lock", what=f"{coordinator.home.path} (publishing or releasing)")

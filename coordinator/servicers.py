@@ -1,0 +1,133 @@
+"""The gRPC services: each method is parse, one call, reply. Errors and identities are `common/rpc/channel.py`'s."""
+
+from collections.abc import Iterator
+
+import grpc
+
+from common.errors import MalformedError
+from common.rpc.channel import caller
+from common.rpc.transfer import CHUNK_BYTES
+from common.trust.statements import parse_note
+from coordinator.enrolment import Enrolment
+from coordinator.home import Coordinator
+from coordinator.intake import FileProgress, Intake, ReceivedChunk
+from coordinator.publication import Publication
+from coordinator.registry import Registry
+from coordinator.releases import latest_base
+from protos import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+)
+
+
+class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
+    """`protos/enrolment.proto`."""
+
+    def __init__(self, enrolment: Enrolment, registry: Registry) -> None:
+        self._enrolment = enrolment
+        self._registry = registry
+
+    def Redeem(self, request: enrolment_pb2.RedeemRequest, context: grpc.ServicerContext) -> enrolment_pb2.RedeemReply:
+        _, statement = parse_note(request.note)
+        enrolled = self._enrolment.redeem(request.token, csr=request.csr, note=request.note, owner=statement.party)
+        return enrolment_pb2.RedeemReply(
+            certificate=enrolled.certificate,
+            note=enrolled.recorded.entry,
+            receipt=self._registry.receipt(enrolled.recorded.leaf_index),
+        )
+
+    def Renew(self, request: enrolment_pb2.RenewRequest, context: grpc.ServicerContext) -> enrolment_pb2.RenewReply:
+        return enrolment_pb2.RenewReply(certificate=self._enrolment.renew(caller(), csr=request.csr))
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServicer):
+    """`protos/registry.proto`."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._registry = coordinator.registry
+        self._log = coordinator.log
+        self._publication = coordinator.publication
+
+    def Record(self, request: registry_pb2.RecordRequest, context: grpc.ServicerContext) -> registry_pb2.RecordReply:
+        return registry_pb2.RecordReply(receipt=self._registry.record(request.note, caller=caller()))
+
+    def GetCheckpoint(
+        self, request: registry_pb2.GetCheckpointRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.GetCheckpointReply:
+        return registry_pb2.GetCheckpointReply(checkpoint=self._log.checkpoint())
+
+    def GetConsistency(
+        self, request: registry_pb2.GetConsistencyRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.GetConsistencyReply:
+        return registry_pb2.GetConsistencyReply(hashes=self._log.consistency(request.old_size, request.new_size))
+
+    def GetChain(
+        self, request: registry_pb2.GetChainRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.GetChainReply:
+        party = self._registry.head().parties[caller()]
+        return registry_pb2.GetChainReply(next_seq=party.next_seq, head=party.head or "")
+
+    def GetBase(self, request: registry_pb2.GetBaseRequest, context: grpc.ServicerContext) -> registry_pb2.GetBaseReply:
+        base = latest_base(self._registry.head())
+        entry, receipt = self._registry.find(base)
+        manifest = self._publication.manifest(base.base_digest)
+        return registry_pb2.GetBaseReply(note=entry, receipt=receipt, manifest=bytes(manifest))
+
+
+class TransferServicer(transfer_pb2_grpc.TransferServicer):
+    """`protos/transfer.proto`."""
+
+    def __init__(self, intake: Intake, publication: Publication) -> None:
+        self._intake = intake
+        self._publication = publication
+
+    def OpenUpload(
+        self, request: transfer_pb2.OpenUploadRequest, context: grpc.ServicerContext
+    ) -> transfer_pb2.OpenUploadReply:
+        upload_id, files = self._intake.open(request.note, caller=caller())
+        return transfer_pb2.OpenUploadReply(upload_id=upload_id, chunk_bytes=CHUNK_BYTES, files=_progress(files))
+
+    def PutChunks(
+        self, request_iterator: Iterator[transfer_pb2.Chunk], context: grpc.ServicerContext
+    ) -> transfer_pb2.PutChunksReply:
+        chunks = (
+            ReceivedChunk(chunk.upload_id, chunk.file, chunk.index, chunk.data, chunk.sha256)
+            for chunk in request_iterator
+        )
+        return transfer_pb2.PutChunksReply(files=_progress(self._intake.put(chunks, caller=caller())))
+
+    def FinishUpload(
+        self, request: transfer_pb2.FinishUploadRequest, context: grpc.ServicerContext
+    ) -> transfer_pb2.FinishUploadReply:
+        return transfer_pb2.FinishUploadReply(receipt=self._intake.finish(request.upload_id, caller=caller()))
+
+    def Fetch(
+        self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext
+    ) -> Iterator[transfer_pb2.FetchReply]:
+        path = self._publication.find(request.digest)
+        if request.offset > path.stat().st_size:
+            raise MalformedError(f"offset {request.offset} is past the end of {request.digest}")
+        with path.open("rb") as file:
+            file.seek(request.offset)
+            while data := file.read(CHUNK_BYTES):
+                yield transfer_pb2.FetchReply(data=data)
+
+
+def _progress(files: list[FileProgress]) -> list[transfer_pb2.FileProgress]:
+    return [
+        transfer_pb2.FileProgress(digest=file.digest, size_bytes=file.size_bytes, received_chunks=file.received_chunks)
+        for file in files
+    ]
+
+
+def add_services(server: grpc.Server, coordinator: Coordinator) -> None:
+    """Put all services of `coordinator` on `server`."""
+    enrolment = EnrolmentServicer(coordinator.enrolment, coordinator.registry)
+    enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
+    registry_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(coordinator), server)
+    transfer = TransferServicer(coordinator.intake, coordinator.publication)
+    transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)

@@ -1,0 +1,103 @@
+"""The owner's own statements, in sequence: each is on disk before it is sent and stays until its receipt is beside it.
+
+`statements/00000.note` and `00000.receipt`. A statement without a receipt is sent again, byte for byte, so that a
+crash or a lost reply repeats it and never makes a second one. One the registry refuses is set aside as `.refused` and
+its number is used again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from common.errors import ConflictError
+from common.files import make_private_directory, taking_turns, write_atomic
+from common.trust.note import SigningKey
+from common.trust.root import TrustedRoot
+from common.trust.statements import Statement, format_time, new_record_id, parse_note, sign_statement
+
+_Kind = TypeVar("_Kind", bound=Statement)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A statement of this owner: its signed note and, once the log holds it, its receipt."""
+
+    statement: Statement
+    note: bytes
+    receipt: bytes | None
+
+
+class Chain:
+    """One owner's statements."""
+
+    def __init__(self, directory: Path, *, party: str, key: SigningKey, root: TrustedRoot) -> None:
+        self._directory = directory
+        self._party = party
+        self._key = key
+        self._root = root
+        make_private_directory(directory)
+
+    @property
+    def key(self) -> SigningKey:
+        """The key that signs."""
+        return self._key
+
+    def statements(self) -> list[Said]:
+        """Everything said so far, in order."""
+        return [self._read(path) for path in sorted(self._directory.glob("*.note"))]
+
+    def pending(self) -> list[Said]:
+        """What has no receipt yet."""
+        return [said for said in self.statements() if said.receipt is None]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the chain: nobody else, in this process or another, says or sends anything meanwhile."""
+        with taking_turns(self._directory / ".lock"):
+            yield
+
+    def say(self, kind: type[_Kind], **fields: object) -> Said:
+        """Sign the next statement and put it on disk; within `turn`.
+
+        Raises:
+            ConflictError: an earlier statement still waits for its receipt.
+        """
+        earlier = self.statements()
+        if earlier and earlier[-1].receipt is None:
+            raise ConflictError(f"statement {earlier[-1].statement.seq} is not in the log yet; send it first")
+        now = datetime.now(UTC)
+        statement = kind(
+            federation=self._root.federation,
+            origin=self._root.origin,
+            party=self._party,
+            key_id=self._key.verifier.key_id,
+            record_id=new_record_id(now),
+            seq=len(earlier),
+            prev=earlier[-1].statement.digest if earlier else None,
+            issued_at=format_time(now),
+            **fields,
+        )
+        note = sign_statement(statement, self._key)
+        write_atomic(self._path(statement, "note"), note)
+        return Said(statement, note, None)
+
+    def acknowledge(self, said: Said, *, receipt: bytes) -> Said:
+        """Keep the (verified) receipt of a statement."""
+        write_atomic(self._path(said.statement, "receipt"), receipt)
+        return Said(said.statement, said.note, receipt)
+
+    def set_aside(self, said: Said) -> None:
+        """Take back the latest statement, which the registry refused."""
+        refused = self._directory / f"{said.statement.record_id}.refused"
+        self._path(said.statement, "note").rename(refused)
+
+    def _path(self, statement: Statement, suffix: str) -> Path:
+        return self._directory / f"{statement.seq:05d}.{suffix}"
+
+    def _read(self, path: Path) -> Said:
+        note = path.read_bytes()
+        receipt = path.with_suffix(".receipt")
+        return Said(parse_note(note)[1], note, receipt.read_bytes() if receipt.exists() else None)

@@ -1,0 +1,183 @@
+"""`concord owner`: what a data owner does."""
+
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from threading import Event
+from typing import Annotated
+
+import typer
+
+from common.cli import JsonOption, existing, new_app, reporting
+from common.config import load_options
+from common.console import Reporter, bytes_progress, job_progress, size
+from common.files import read_required
+from common.signals import stop_on_signals
+from common.telemetry import set_up_logging
+from common.trust.invitation import Invitation
+from owner_client import egress, membership, participation
+from owner_client.client import Retry
+from owner_client.config import ConsentSettings, OwnerHome
+from owner_client.membership import Membership, open_membership
+
+app = new_app("Take part with your own data: enrol, consent, train at home, submit, opt out.")
+
+HomeOption = Annotated[Path, typer.Option(envvar="CONCORD_HOME", help="This owner's directory: keys, settings, state.")]
+_PATIENCE_S = 60.0
+_HOME = Path("owner")
+
+
+@app.command()
+def enrol(
+    invitation: Annotated[
+        Path | None, typer.Option(help="The invitation file from the consortium's admin; without it, standard input.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of your own text; it never leaves.")] = None,
+    public: Annotated[Path | None, typer.Option(help="Folder of public text, for training.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Join a consortium: make your keys here, redeem the invitation, take your place in the log."""
+    raw = read_required(invitation, hint="ask the admin for one") if invitation else sys.stdin.buffer.read()
+    with reporting(as_json) as reporter:
+        settings = membership.enrol(
+            OwnerHome(existing(home)),
+            Invitation.parse(raw),
+            data=existing(data) if data else None,
+            public=existing(public) if public else None,
+            retry=Retry(patience_s=_PATIENCE_S),
+        )
+        reporter.step(f"joined as {settings.owner}; your keys are in {existing(home) / 'keys'}: back them up")
+        reporter.result({"owner": settings.owner, "home": str(existing(home))})
+
+
+@app.command()
+def consent(
+    terms: Annotated[Path, typer.Option(help="File with the terms you agree to; the consent names it by digest.")],
+    purpose: Annotated[list[str], typer.Option(help="What the expert may be used for; repeat for several.")],
+    line: Annotated[str, typer.Option(help="Line of releases that may hold your expert.")] = "main",
+    days: Annotated[int, typer.Option(help="Days until the consent lapses by itself.")] = 365,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign your consent: which expert, for what, under which terms, until when. You can revoke it at any time."""
+    settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, days=days)
+    with reporting(as_json) as reporter, _member(home) as member:
+        base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
+        grant = participation.consent(member, settings, base=base)
+        reporter.step(f"consent {grant.record_id} is in the log, in force until {grant.not_after}")
+        reporter.result({"grant_id": grant.record_id, "not_after": grant.not_after})
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Option(help="Folder of your own text; it never leaves.")] = None,
+    public: Annotated[Path | None, typer.Option(help="Folder of public text, as negatives.")] = None,
+    options: Annotated[Path | None, typer.Option("--config", help="TOML with the training's options.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Train your expert at home, on your own text, against the frozen public model. Interrupted, it goes on."""
+    with reporting(as_json) as reporter, stop_on_signals() as stop, _member(home, stop) as member:
+        base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
+        expert = participation.train(
+            member,
+            base=base,
+            data=existing(data) if data else None,
+            public=existing(public) if public else None,
+            options=load_options(options) if options else member.settings.training,
+            on_event=job_progress(reporter, "training the expert"),
+            stop=stop,
+        )
+        reporter.step(f"expert trained; it is in {expert} and has not left")
+        reporter.result({"expert": str(expert)})
+
+
+@app.command()
+def submit(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave; send nothing.")] = False,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Send your expert's weights and router rows, and nothing else. Interrupted, the same command goes on."""
+    with reporting(as_json) as reporter, _member(home) as member:
+        base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
+        if dry_run:
+            _show_plan(reporter, participation.plan_submission(member, base=base))
+            return
+        said = participation.submit(member, base=base, on_bytes=bytes_progress(reporter, "sending the expert"))
+        reporter.step(f"expert submitted: contribution {said.statement.record_id} is in the log")
+        reporter.result({"record_id": said.statement.record_id})
+
+
+def _show_plan(reporter: Reporter, planned: egress.EgressPlan) -> None:
+    for line in egress.spec_lines(planned):
+        reporter.step(line)
+    reporter.step(f"would leave: {planned.path.name}, {size(planned.entry.size)}; nothing was sent")
+    reporter.result(
+        {
+            "file": planned.path.name,
+            "digest": planned.entry.digest,
+            "size_bytes": planned.entry.size,
+            "tensors": {name: [spec.dtype, *spec.shape] for name, spec in planned.tensors.items()},
+        }
+    )
+
+
+@app.command("opt-out")
+def opt_out(
+    reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Withdraw your consent: no later release may hold your expert, and everybody can check that."""
+    with reporting(as_json) as reporter, _member(home) as member:
+        revocation = participation.opt_out(member, reason=reason)
+        reporter.step(f"opted out: revocation {revocation.record_id} is in the log; no later release holds your expert")
+        reporter.result({"record_id": revocation.record_id, "grant_id": revocation.grant_id})
+
+
+@app.command()
+def run(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
+    """Run as a daemon: take every step that owner.toml agrees to, then keep watch over the log. Stop with ctrl-C."""
+    from owner_client.daemon import run as run_daemon
+
+    set_up_logging(as_json)
+    with reporting(as_json) as reporter, stop_on_signals() as stop:
+        run_daemon(OwnerHome(existing(home)), reporter=reporter, stop=stop)
+
+
+@app.command()
+def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
+    """Where you stand: consent, expert, what the log holds of you. Needs no connection."""
+    with reporting(as_json) as reporter, _member(home) as member:
+        grant = participation.grant_in_force(member.chain)
+        said = member.chain.statements()
+        reporter.result(
+            {
+                "owner": member.settings.owner,
+                "coordinator": member.settings.target,
+                "consent_in_force": grant.record_id if grant else None,
+                "consent_until": grant.not_after if grant else None,
+                "statements": [each.statement.type for each in said if each.receipt],
+                "not_in_the_log_yet": [each.statement.type for each in said if not each.receipt],
+            }
+        )
+
+
+@app.command()
+def ledger(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
+    """Everything that has left this building, from the first byte on."""
+    owner = OwnerHome(existing(home))
+    owner.settings()
+    lines = egress.read_ledger(owner.ledger)
+    with reporting(as_json) as reporter:
+        for line in lines:
+            reporter.step(
+                f"{line['at']}  {line['kind']:<10} {line['name']:<22} {line['size_bytes']:>10} bytes  {line['digest']}"
+            )
+        reporter.result({"sent": lines} if as_json else {"in all": f"{len(lines)} things"})
+
+
+def _member(home: Path, stop: Event | None = None) -> AbstractContextManager[Membership]:
+    return open_membership(OwnerHome(existing(home)), patience_s=_PATIENCE_S, stop=stop)

@@ -1,0 +1,199 @@
+"""Typed calls to the coordinator. Every receipt and checkpoint is verified before anything is believed.
+
+Only `UnavailableError` is retried, with growing pauses that a stop ends at once. An upload takes up where it was,
+whichever end was restarted.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from typing import Final, TypeVar
+
+from common.errors import MalformedError, UnavailableError, VerificationError
+from common.files import full_disk_is_unavailable
+from common.rpc.channel import call, open_channel, stream
+from common.rpc.identity import TlsIdentity
+from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
+from common.trust.manifest import FileEntry, Manifest, digest_of_file
+from common.trust.root import TrustedRoot
+from common.trust.statements import BasePublish, parse_note
+from common.trust.verify import check_receipt
+from owner_client.egress import Outbound
+from owner_client.pins import Pins
+from protos import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+)
+
+CALL_TIMEOUT_S: Final = 30.0
+_FINISH_TIMEOUT_S: Final = 3600.0
+"""Checking nine gigabytes takes the coordinator a while; progress is not visible meanwhile."""
+_CHUNKS_A_CALL: Final = 32
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 15.0
+
+OnBytes = Callable[[int, int], None]
+"""(bytes done, bytes in all)."""
+_Result = TypeVar("_Result")
+
+
+class Retry:
+    """How long an unavailable coordinator is waited for, in seconds; `stop` ends the waiting."""
+
+    def __init__(self, *, patience_s: float, stop: Event | None = None) -> None:
+        self._patience_s = patience_s
+        self._stop = stop or Event()
+
+    def __call__(self, attempt: Callable[[], _Result]) -> _Result:
+        """Run `attempt` until it works or patience ends; what it raised last is raised."""
+        waited_s, pause_s = 0.0, _FIRST_PAUSE_S
+        while True:
+            try:
+                return attempt()
+            except UnavailableError:
+                if waited_s >= self._patience_s or self._stop.wait(pause_s * random.uniform(0.7, 1.3)):  # noqa: S311
+                    raise
+                waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def redeem(
+    target: str, *, authority: bytes, token: str, csr: bytes, note: bytes, retry: Retry
+) -> enrolment_pb2.RedeemReply:
+    """Redeem an invitation. The reply is not verified yet."""
+    with open_channel(target, authority=authority, tls=None) as channel:
+        stub = enrolment_pb2_grpc.EnrolmentStub(channel)
+        request = enrolment_pb2.RedeemRequest(token=token, csr=csr, note=note)
+        return retry(lambda: call(stub.Redeem, request, timeout_s=CALL_TIMEOUT_S))
+
+
+class Client:
+    """One owner's calls to its coordinator."""
+
+    def __init__(self, target: str, *, tls: TlsIdentity, root: TrustedRoot, pins: Pins, retry: Retry) -> None:
+        self._channel = open_channel(target, authority=tls.authority, tls=tls)
+        self._enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
+        self._registry = registry_pb2_grpc.RegistryStub(self._channel)
+        self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
+        self._root = root
+        self._pins = pins
+        self._retry = retry
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def renew(self, csr: bytes) -> bytes:
+        """A new certificate for the key in `csr`."""
+        request = enrolment_pb2.RenewRequest(csr=csr)
+        return self._call(self._enrolment.Renew, request).certificate
+
+    def record(self, note: bytes) -> bytes:
+        """Record a signed statement; returns its verified receipt."""
+        receipt: bytes = self._call(self._registry.Record, registry_pb2.RecordRequest(note=note)).receipt
+        self.believe(receipt, entry=note)
+        return receipt
+
+    def believe(self, receipt: bytes, *, entry: bytes) -> None:
+        """Verify that `entry` is in the log that this owner has been watching.
+
+        Raises:
+            VerificationError: it is not.
+        """
+        proof, _ = check_receipt(self._root, receipt, entry=entry)
+        self._pins.observe(proof.checkpoint, fetch_proof=self._consistency)
+
+    def watch(self) -> int:
+        """Fetch the latest checkpoint, verify that it continues the pinned one, and return its size."""
+        reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest())
+        return self._pins.observe(reply.checkpoint, fetch_proof=self._consistency).size
+
+    def base(self) -> tuple[BasePublish, Manifest]:
+        """The public checkpoint to train against, proven to be in the log and signed by the coordinator.
+
+        Raises:
+            VerificationError: it is not, or its manifest is not the logged one.
+        """
+        reply = self._call(self._registry.GetBase, registry_pb2.GetBaseRequest())
+        note, statement = parse_note(reply.note)
+        if not isinstance(statement, BasePublish):
+            raise VerificationError(f"the coordinator showed {statement.type} as its base")
+        note.verify(self._root.coordinator)
+        self.believe(reply.receipt, entry=reply.note)
+        manifest = Manifest.parse(reply.manifest)
+        if manifest.digest != statement.base_digest:
+            raise VerificationError(
+                f"the base shown has digest {manifest.digest}, the log names {statement.base_digest}"
+            )
+        return statement, manifest
+
+    def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
+        """Fetch a published file, going on from what an earlier try left in `<to>.part`.
+
+        Raises:
+            VerificationError: what came is not that file; it is dropped.
+        """
+        part = to.with_name(to.name + ".part")
+        with full_disk_is_unavailable(f"{to.name} ({entry.size} bytes)"):
+            self._retry(lambda: self._fetch_rest(entry, part, on_bytes))
+        if part.stat().st_size != entry.size or digest_of_file(part) != entry.digest:
+            part.unlink()
+            raise VerificationError(f"what came as {to.name} is not {entry.digest}; it was dropped, fetch it again")
+        part.replace(to)
+
+    def _fetch_rest(self, entry: FileEntry, part: Path, on_bytes: OnBytes) -> None:
+        with part.open("ab") as file:
+            request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.tell())
+            for reply in stream(self._transfer.Fetch, request, timeout_s=None):
+                if file.tell() + len(reply.data) > entry.size:
+                    raise VerificationError(f"more came than the {entry.size} bytes of {entry.digest}")
+                file.write(reply.data)
+                on_bytes(file.tell(), entry.size)
+
+    def submit(self, outbound: Outbound, *, on_bytes: OnBytes) -> bytes:
+        """Upload an expert and have its contribution recorded; returns the verified receipt."""
+        receipt = self._retry(lambda: self._submit_once(outbound, on_bytes))
+        self.believe(receipt, entry=outbound.said.note)
+        return receipt
+
+    def _submit_once(self, outbound: Outbound, on_bytes: OnBytes) -> bytes:
+        opened = call(
+            self._transfer.OpenUpload,
+            transfer_pb2.OpenUploadRequest(note=outbound.said.note),
+            timeout_s=CALL_TIMEOUT_S,
+        )
+        if opened.chunk_bytes != CHUNK_BYTES:
+            raise MalformedError(f"the coordinator takes chunks of {opened.chunk_bytes} bytes; update this client")
+        entry = outbound.plan.entry
+        received = next((file.received_chunks for file in opened.files if file.digest == entry.digest), 0)
+        missing = missing_chunks(ChunkPlan(entry.size), received=received)
+        for start in range(missing.start, missing.stop, _CHUNKS_A_CALL):
+            batch = range(start, min(start + _CHUNKS_A_CALL, missing.stop))
+            chunks = _chunks(outbound, opened.upload_id, batch)
+            call(self._transfer.PutChunks, chunks, timeout_s=CALL_TIMEOUT_S * len(batch))
+            on_bytes(min(batch.stop * CHUNK_BYTES, entry.size), entry.size)
+        request = transfer_pb2.FinishUploadRequest(upload_id=opened.upload_id)
+        reply = call(self._transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S)
+        return bytes(reply.receipt)
+
+    def _consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
+        request = registry_pb2.GetConsistencyRequest(old_size=old_size, new_size=new_size)
+        return tuple(self._call(self._registry.GetConsistency, request).hashes)
+
+    def _call(self, method: Callable[..., _Result], request: object) -> _Result:
+        return self._retry(lambda: call(method, request, timeout_s=CALL_TIMEOUT_S))
+
+
+def _chunks(outbound: Outbound, upload_id: str, batch: range) -> Iterator[transfer_pb2.Chunk]:
+    for index in batch:
+        yield transfer_pb2.Chunk(
+            upload_id=upload_id,
+            file=outbound.plan.entry.digest,
+            index=index,
+            data=outbound.read_chunk(index),
+            sha256=outbound.plan.chunk_digests[index],
+        )

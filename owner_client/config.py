@@ -1,0 +1,101 @@
+"""Where an owner keeps its things, and its settings (`owner.toml`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from common.config import Settings, load_toml
+
+
+class ConsentSettings(Settings):
+    """What this owner agrees to when it signs: written by a person, never by default."""
+
+    purposes: Annotated[list[str], Field(min_length=1)]
+    terms: Path
+    """File with the terms; the consent names it by digest."""
+    line: str = "main"
+    days: Annotated[int, Field(ge=1, le=3650)] = 365
+
+
+class OwnerSettings(Settings):
+    """What an owner decides. `training` holds options of `owner_client/train.py`'s job, checked when it starts."""
+
+    owner: str
+    target: str
+    data: Path | None = None
+    """Folder of this owner's own text. It is read here and never leaves."""
+    public: Path | None = None
+    """Folder of public text, which serves as negatives in training."""
+    expert: str = "expert"
+    poll_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    consent: ConsentSettings | None = None
+    training: dict[str, int | float | str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerHome:
+    """The directory of one owner."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "owner.toml"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.path / "keys" / "signing.key"
+
+    @property
+    def tls(self) -> Path:
+        return self.path / "keys" / "tls.pem"
+
+    @property
+    def enrolling(self) -> Path:
+        """What an unfinished enrolment must repeat: invitation, TLS key, request."""
+        return self.path / "enrolling"
+
+    @property
+    def authority(self) -> Path:
+        return self.path / "authority.pem"
+
+    @property
+    def trusted_root(self) -> Path:
+        return self.path / "trusted_root.json"
+
+    @property
+    def pinned(self) -> Path:
+        """The latest checkpoint this owner has verified."""
+        return self.path / "checkpoint"
+
+    @property
+    def evidence(self) -> Path:
+        """Where two checkpoints that contradict each other are kept."""
+        return self.path / "evidence"
+
+    @property
+    def statements(self) -> Path:
+        return self.path / "statements"
+
+    @property
+    def bases(self) -> Path:
+        return self.path / "bases"
+
+    @property
+    def experts(self) -> Path:
+        return self.path / "experts"
+
+    @property
+    def ledger(self) -> Path:
+        """What has left this building, a line each."""
+        return self.path / "ledger.jsonl"
+
+    def settings(self) -> OwnerSettings:
+        """The settings; `NotFoundError` where this directory is no owner's home."""
+        return load_toml(
+            self.settings_file,
+            OwnerSettings,
+            hint=f"join a consortium first: concord owner enrol --home {self.path} --invitation FILE",
+        )

@@ -1,0 +1,87 @@
+"""The owner's daemon: takes every step that the owner agreed to in its settings, then watches the log.
+
+It dials out only. Every checkpoint it sees must continue the one it has pinned; its certificate is renewed in time.
+"""
+
+import logging
+from threading import Event
+from typing import Final
+
+from common.console import Reporter, bytes_progress, job_progress
+from common.errors import UnavailableError, VerificationError
+from common.files import exclusive
+from owner_client import participation
+from owner_client.config import OwnerHome
+from owner_client.membership import Membership, open_membership, renew_if_due
+from owner_client.participation import Base
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 3600.0
+
+
+def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
+    """Take part until stopped.
+
+    Raises:
+        ConflictError: another daemon runs in this home.
+        VerificationError: the log contradicts itself; the evidence is kept.
+    """
+    with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"):
+        with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
+            take_part(member, reporter=reporter, stop=stop)
+        watch(home, reporter=reporter, stop=stop)
+
+
+def take_part(member: Membership, *, reporter: Reporter, stop: Event) -> None:
+    """Fetch, consent, train and submit, as far as the settings agree and unless this owner has left."""
+    with member.chain.turn():
+        participation.send_unsent(member)
+    if participation.has_left(member.chain):
+        reporter.step("this owner has opted out; watching the log only")
+        return
+    base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
+    reporter.step("the public model is in the log and every file of it is as signed")
+    if member.settings.consent is None:
+        reporter.step("no consent is set in owner.toml: sign one with `concord owner consent`; watching the log only")
+        return
+    grant = participation.consent(member, member.settings.consent, base=base)
+    reporter.step(f"consent is in the log until {grant.not_after}")
+    _train_and_submit(member, base, reporter=reporter, stop=stop)
+
+
+def _train_and_submit(member: Membership, base: Base, *, reporter: Reporter, stop: Event) -> None:
+    participation.train(
+        member,
+        base=base,
+        data=None,
+        public=None,
+        options=member.settings.training,
+        on_event=job_progress(reporter, "training the expert"),
+        stop=stop,
+    )
+    reporter.step("the expert is trained; it has not left")
+    said = participation.submit(member, base=base, on_bytes=bytes_progress(reporter, "sending the expert"))
+    reporter.step(f"the expert is submitted: {said.statement.record_id}")
+
+
+def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
+    """Verify every new checkpoint and keep the certificate fresh, until stopped."""
+    seen = -1
+    while not stop.is_set():
+        try:
+            with open_membership(home, patience_s=0, stop=stop) as member:
+                while not stop.wait(member.settings.poll_s):
+                    if renew_if_due(member):
+                        reporter.step("certificate renewed")
+                        break  # the next connection shows the new one
+                    size = member.client.watch()
+                    if size != seen:
+                        reporter.step(f"the log has {size} entries and continues what was seen before")
+                        seen = size
+        except UnavailableError as error:
+            logger.info("%s; trying again", error)
+            stop.wait(home.settings().poll_s)
+        except VerificationError:
+            logger.critical("the log contradicts what this owner has seen; stopping")
+            raise

@@ -1,0 +1,198 @@
+"""Being a member: enrol once, then open the home, keep the certificate fresh, and send statements.
+
+Every step may be run again, after a crash at any point or just so: it finds what is done and does the rest.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+
+from common.errors import ConcordError, ConflictError, MalformedError, UnavailableError
+from common.files import make_private_directory, read_required, write_atomic, write_secret
+from common.rpc.identity import TlsIdentity
+from common.trust.history import owner_key_name
+from common.trust.invitation import Invitation
+from common.trust.manifest import digest_of
+from common.trust.note import Note, SigningKey
+from common.trust.pki import identity_of, make_csr, new_key
+from common.trust.root import TrustedRoot
+from common.trust.statements import OwnerEnrol
+from owner_client import egress
+from owner_client.chain import Chain, Said
+from owner_client.client import Client, Retry, redeem
+from owner_client.config import OwnerHome, OwnerSettings
+from owner_client.pins import Pins
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """An enrolled owner: its home, keys, statements and connection."""
+
+    home: OwnerHome
+    settings: OwnerSettings
+    root: TrustedRoot
+    chain: Chain
+    client: Client
+
+
+def enrol(
+    home: OwnerHome,
+    invitation: Invitation,
+    *,
+    data: Path | None,
+    public: Path | None,
+    retry: Retry,
+) -> OwnerSettings:
+    """Join with a one-time invitation: make the keys, prove possession, get a certificate and a place in the log.
+
+    Raises:
+        ConflictError: this home has joined already.
+        NotPermittedError: the invitation is used, expired or not of this coordinator.
+    """
+    if home.settings_file.exists():
+        raise ConflictError(f"{home.path} has joined already, as {home.settings().owner}; use another --home")
+    _check_restart(home, invitation)
+    chain = Chain(home.statements, party=invitation.owner, key=_prepare(home, invitation), root=invitation.root)
+    settings = OwnerSettings(owner=invitation.owner, target=invitation.target, data=data, public=public)
+    with chain.turn():
+        _redeem(home, invitation, chain, retry)
+    write_atomic(home.settings_file, _toml(settings).encode())
+    for path in home.enrolling.iterdir():
+        path.unlink()
+    home.enrolling.rmdir()
+    return settings
+
+
+def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, retry: Retry) -> None:
+    """Exchange the invitation for a certificate and a verified place in the log."""
+    said, csr, authority = _enrolment(chain), (home.enrolling / "csr.pem").read_bytes(), invitation.authority.encode()
+    record_request(home, csr)
+    record_statement(home, said)
+    reply = redeem(
+        invitation.enrolment_target,
+        authority=authority,
+        token=invitation.token,
+        csr=csr,
+        note=said.note,
+        retry=retry,
+    )
+    if Note.parse(reply.note).text != said.statement.text:
+        raise MalformedError("the coordinator logged another enrolment than the one that was sent")
+    tls = TlsIdentity((home.enrolling / "tls.key").read_bytes(), reply.certificate, authority)
+    write_secret(home.tls, bytes(tls))
+    pins = Pins(home.pinned, evidence=home.evidence, root=invitation.root)
+    client = Client(invitation.target, tls=tls, root=invitation.root, pins=pins, retry=retry)
+    try:
+        client.believe(reply.receipt, entry=reply.note)
+    finally:
+        client.close()
+    chain.acknowledge(said, receipt=reply.receipt)
+
+
+def _check_restart(home: OwnerHome, invitation: Invitation) -> None:
+    """An enrolment that was interrupted is finished with the invitation it was begun with, or begun anew."""
+    begun = home.enrolling / "invitation.json"
+    if begun.exists() and begun.read_bytes() != bytes(invitation):
+        for directory in (home.enrolling, home.statements):
+            for path in directory.glob("*"):
+                path.unlink()
+
+
+def _prepare(home: OwnerHome, invitation: Invitation) -> SigningKey:
+    """Make the keys and the request, once; an interrupted enrolment is repeated with the same ones."""
+    make_private_directory(home.path)
+    write_secret(home.enrolling / "invitation.json", bytes(invitation))
+    write_atomic(home.authority, invitation.authority.encode())
+    write_atomic(home.trusted_root, bytes(invitation.root))
+    if not (home.enrolling / "csr.pem").exists():
+        tls_key = new_key()
+        write_secret(home.enrolling / "tls.key", tls_key)
+        write_secret(home.enrolling / "csr.pem", make_csr(tls_key))
+    name = owner_key_name(invitation.root.federation, invitation.owner)
+    if not home.signing_key.exists():
+        write_secret(home.signing_key, SigningKey.generate(name).to_pem())
+    return SigningKey.from_pem(home.signing_key.read_bytes(), name=name)
+
+
+def _enrolment(chain: Chain) -> Said:
+    earlier = chain.statements()
+    return earlier[0] if earlier else chain.say(OwnerEnrol, public_key=str(chain.key.verifier))
+
+
+def _toml(settings: OwnerSettings) -> str:
+    lines = [f'owner = "{settings.owner}"', f'target = "{settings.target}"']
+    for name, path in (("data", settings.data), ("public", settings.public)):
+        if path is not None:
+            lines.append(f"{name} = {json.dumps(str(path.resolve()))}")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = None) -> Iterator[Membership]:
+    """The enrolled owner whose home this is, its earlier unfinished statements sent first.
+
+    Raises:
+        NotFoundError: it has not enrolled.
+    """
+    settings = home.settings()
+    root = TrustedRoot.parse(read_required(home.trusted_root, hint="restore it or enrol again"))
+    name = owner_key_name(root.federation, settings.owner)
+    key = SigningKey.from_pem(read_required(home.signing_key, hint="restore it from your backup"), name=name)
+    authority = read_required(home.authority, hint="restore it or enrol again")
+    tls = TlsIdentity.parse(read_required(home.tls, hint="restore it or enrol again"), authority=authority)
+    pins = Pins(home.pinned, evidence=home.evidence, root=root)
+    client = Client(settings.target, tls=tls, root=root, pins=pins, retry=Retry(patience_s=patience_s, stop=stop))
+    try:
+        yield Membership(home, settings, root, Chain(home.statements, party=settings.owner, key=key, root=root), client)
+    finally:
+        client.close()
+
+
+def send(member: Membership, said: Said) -> Said:
+    """Send one statement and keep its receipt; within the chain's turn. One that is refused is set aside.
+
+    Raises:
+        ConcordError: as the registry refused it.
+    """
+    if said.receipt is not None:
+        return said
+    record_statement(member.home, said)
+    try:
+        receipt = member.client.record(said.note)
+    except UnavailableError:
+        raise
+    except ConcordError:
+        member.chain.set_aside(said)
+        raise
+    return member.chain.acknowledge(said, receipt=receipt)
+
+
+def renew_if_due(member: Membership) -> bool:
+    """Renew the certificate, with a new key, once half of its life is over."""
+    authority = member.home.authority.read_bytes()
+    facts = identity_of(TlsIdentity.parse(member.home.tls.read_bytes(), authority=authority).certificate)
+    now = datetime.now(UTC)
+    if now < facts.not_before + (facts.not_after - facts.not_before) / 2:
+        return False
+    key = new_key()
+    csr = make_csr(key)
+    record_request(member.home, csr)
+    certificate = member.client.renew(csr)
+    write_secret(member.home.tls, bytes(TlsIdentity(key, certificate, authority)))
+    return True
+
+
+def record_statement(home: OwnerHome, said: Said) -> None:
+    """Write to the ledger that a statement leaves."""
+    egress.record(
+        home.ledger, "statement", name=said.statement.type, digest=digest_of(said.note), size_bytes=len(said.note)
+    )
+
+
+def record_request(home: OwnerHome, csr: bytes) -> None:
+    """Write to the ledger that a certificate request leaves."""
+    egress.record(home.ledger, "request", name="certificate request", digest=digest_of(csr), size_bytes=len(csr))

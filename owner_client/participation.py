@@ -1,0 +1,235 @@
+"""Taking part: fetch the base, consent, train, submit, opt out.
+
+Every step may be run again, after a crash at any point or just so: it finds what is done and does the rest.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from typing import Final
+
+from common.errors import ConcordError, ConflictError, ConsentError, NotFoundError, UnavailableError
+from common.files import exclusive, make_private_directory, read_required, write_atomic
+from common.jobs import JobEvent, run_job
+from common.trust.manifest import MANIFEST_NAME, check_directory, digest_of, digest_of_file
+from common.trust.statements import (
+    ConsentExpert,
+    ConsentGrant,
+    ConsentRevoke,
+    ExpertContribute,
+    LineScope,
+    Terms,
+    format_time,
+    parse_time,
+)
+from owner_client import egress
+from owner_client.chain import Chain, Said
+from owner_client.client import OnBytes
+from owner_client.config import ConsentSettings
+from owner_client.egress import EgressPlan
+from owner_client.membership import Membership, record_statement, send
+
+_BACKDATED: Final = timedelta(minutes=5)
+_TRAINER: Final = "owner_client.train"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A public checkpoint at home: proven to be in the log, every file checked."""
+
+    digest: str
+    directory: Path
+
+    @property
+    def short(self) -> str:
+        """The start of the digest, for names of directories."""
+        return self.digest.removeprefix("sha256:")[:16]
+
+
+def fetch_base(member: Membership, *, on_bytes: OnBytes) -> Base:
+    """The public checkpoint that the log names now: fetched, resuming where a try ended, and checked file by file."""
+    statement, manifest = member.client.base()
+    base = Base(statement.base_digest, member.home.bases / statement.base_digest.removeprefix("sha256:"))
+    if not (base.directory / MANIFEST_NAME).exists():
+        base.directory.mkdir(parents=True, exist_ok=True)
+        done = 0
+        for name, entry in manifest.files.items():
+            if not (base.directory / name).exists():
+                report = _shifted(on_bytes, by=done, total=manifest.size_bytes)
+                member.client.fetch(entry, to=base.directory / name, on_bytes=report)
+            done += entry.size
+        write_atomic(base.directory / MANIFEST_NAME, bytes(manifest))
+    check_directory(base.directory, manifest=manifest)
+    return base
+
+
+def _shifted(on_bytes: OnBytes, *, by: int, total: int) -> OnBytes:
+    return lambda done, _: on_bytes(by + done, total)
+
+
+def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> ConsentGrant:
+    """Sign and record the consent for this owner's expert over `base`; one that is in force is found again.
+
+    Raises:
+        NotFoundError: the terms' file is not there.
+    """
+    terms = read_required(settings.terms, hint="name the file with the terms that you agree to")
+    now = datetime.now(UTC)
+    with member.chain.turn():
+        send_unsent(member)
+        grant = grant_in_force(member.chain, base_digest=base.digest)
+        if grant is not None:
+            return grant
+        withdraw_upload(member)
+        said = member.chain.say(
+            ConsentGrant,
+            expert=ConsentExpert(name=member.settings.expert, base_digest=base.digest, kind="full"),
+            scope=LineScope(line=settings.line),
+            purposes=settings.purposes,
+            terms=Terms(uri=settings.terms.name, digest=digest_of(terms)),
+            not_before=format_time(now - _BACKDATED),
+            not_after=format_time(now + timedelta(days=settings.days)),
+        )
+        send(member, said)
+    assert isinstance(said.statement, ConsentGrant)
+    return said.statement
+
+
+def send_unsent(member: Membership) -> None:
+    """Send what an earlier run signed and got no receipt for, but leave uploads alone; within the chain's turn."""
+    for said in member.chain.pending():
+        if not isinstance(said.statement, ExpertContribute):
+            send(member, said)
+
+
+def withdraw_upload(member: Membership) -> None:
+    """Take back an upload that was not finished; one that the log holds already is kept. Within the chain's turn."""
+    for said in member.chain.pending():
+        with suppress(ConflictError):  # set aside: it was never recorded
+            send(member, said)
+
+
+def grant_in_force(chain: Chain, *, base_digest: str | None = None) -> ConsentGrant | None:
+    """This owner's latest consent that is neither revoked nor lapsed, for a base or for any."""
+    said = [said.statement for said in chain.statements()]
+    revoked = {statement.grant_id for statement in said if isinstance(statement, ConsentRevoke)}
+    for statement in reversed(said):
+        if (
+            isinstance(statement, ConsentGrant)
+            and statement.record_id not in revoked
+            and base_digest in (None, statement.expert.base_digest)
+            and datetime.now(UTC) < parse_time(statement.not_after)
+        ):
+            return statement
+    return None
+
+
+def has_left(chain: Chain) -> bool:
+    """Whether this owner revoked a consent and gave none since."""
+    revoked = any(isinstance(said.statement, ConsentRevoke) for said in chain.statements())
+    return revoked and grant_in_force(chain) is None
+
+
+def train(
+    member: Membership,
+    *,
+    base: Base,
+    data: Path | None,
+    public: Path | None,
+    options: Mapping[str, object],
+    on_event: Callable[[JobEvent], None],
+    stop: Event,
+) -> Path:
+    """Train this owner's expert at home, in a subprocess; returns its directory. An interrupted training goes on.
+
+    Raises:
+        NotFoundError: no folder of text was named.
+        JobFailedError: the training failed; the message says why.
+    """
+    data, public = data or member.settings.data, public or member.settings.public
+    if data is None or public is None:
+        raise NotFoundError(
+            f"no text to train on: give --data and --public, or set them in {member.home.settings_file}"
+        )
+    output = expert_directory(member, base)
+    make_private_directory(output.parent)
+    job = {**options, "base": base.directory, "data": data, "public": public, "output": output}
+    with exclusive(output.parent / "training.lock", what="this owner's training"):
+        run_job(_TRAINER, job, config_path=output.parent / "job.json", on_event=on_event, stop=stop)
+    return output
+
+
+def expert_directory(member: Membership, base: Base) -> Path:
+    """Where the expert over `base` is or will be."""
+    return member.home.experts / base.short
+
+
+def plan_submission(member: Membership, *, base: Base) -> EgressPlan:
+    """What `submit` would send; sends nothing."""
+    return egress.plan(expert_directory(member, base), base=base.directory)
+
+
+def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:
+    """Release the trained expert under the consent in force and upload it. One that was submitted is found again.
+
+    Raises:
+        ConsentError: no consent is in force.
+        EgressDeniedError: something other than an expert was about to leave.
+    """
+    planned = plan_submission(member, base=base)
+    expert = expert_directory(member, base)
+    summary = json.loads(read_required(expert / egress.TRAINING_NAME, hint="train again"))
+    with member.chain.turn():
+        send_unsent(member)
+        if any(is_other_upload(said, planned) for said in member.chain.pending()):
+            withdraw_upload(member)
+        grant = grant_in_force(member.chain, base_digest=base.digest)
+        if grant is None:
+            raise ConsentError("no consent is in force for this base; sign one first: concord owner consent")
+        outbound = egress.release(
+            planned,
+            grant_id=grant.record_id,
+            tokens_seen=int(summary["tokens_seen"]),
+            config_digest=digest_of_file(expert / egress.TRAINING_NAME),
+            chain=member.chain,
+            ledger=member.home.ledger,
+        )
+        if outbound.said.receipt is not None:
+            return outbound.said
+        record_statement(member.home, outbound.said)
+        try:
+            receipt = member.client.submit(outbound, on_bytes=on_bytes)
+        except UnavailableError:
+            raise
+        except ConcordError:
+            member.chain.set_aside(outbound.said)
+            raise
+        return member.chain.acknowledge(outbound.said, receipt=receipt)
+
+
+def is_other_upload(said: Said, planned: EgressPlan) -> bool:
+    """Whether a statement announces another expert than the planned one."""
+    return isinstance(said.statement, ExpertContribute) and said.statement.files != planned.files
+
+
+def opt_out(member: Membership, *, reason: str | None) -> ConsentRevoke:
+    """Revoke this owner's consent: no later release may hold its expert. Needs no training and no upload.
+
+    Raises:
+        ConsentError: there is no consent to revoke.
+    """
+    with member.chain.turn():
+        send_unsent(member)
+        withdraw_upload(member)
+        grant = grant_in_force(member.chain)
+        if grant is None:
+            raise ConsentError("there is no consent to revoke: none is in force")
+        optional = {} if reason is None else {"reason": reason}
+        said = member.chain.say(ConsentRevoke, grant_id=grant.record_id, effect="future", deadline_s=0, **optional)
+        send(member, said)
+    assert isinstance(said.statement, ConsentRevoke)
+    return said.statement

@@ -1,0 +1,56 @@
+"""The checkpoint this owner trusts: every one it sees must continue it. An owner is a witness of the log.
+
+Two checkpoints of one log that contradict each other are proof against whoever signed them; both are kept.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common.errors import VerificationError
+from common.files import write_atomic
+from common.trust.manifest import digest_of
+from common.trust.note import Checkpoint
+from common.trust.root import TrustedRoot
+from common.trust.verify import check_checkpoint, check_growth
+
+FetchProof = Callable[[int, int], Sequence[bytes]]
+"""(old size, new size) -> consistency proof."""
+
+
+class Pins:
+    """Remembers the largest verified checkpoint, in one file."""
+
+    def __init__(self, path: Path, *, evidence: Path, root: TrustedRoot) -> None:
+        self._path = path
+        self._evidence = evidence
+        self._root = root
+
+    def pinned(self) -> Checkpoint | None:
+        """The largest checkpoint verified so far."""
+        return check_checkpoint(self._root, self._path.read_bytes()) if self._path.exists() else None
+
+    def observe(self, note: bytes, *, fetch_proof: FetchProof) -> Checkpoint:
+        """Verify a checkpoint against the pinned one and pin it where it is larger.
+
+        Raises:
+            VerificationError: not signed by the log, or it contradicts the pinned one; both are then in `evidence`.
+        """
+        seen, pinned = check_checkpoint(self._root, note), self.pinned()
+        if pinned == seen:
+            return seen
+        if pinned is not None:
+            older, newer = sorted((pinned, seen), key=lambda checkpoint: checkpoint.size)
+            proof = () if older.size in (0, newer.size) else fetch_proof(older.size, newer.size)
+            try:
+                check_growth(older, newer, proof=proof)
+            except VerificationError as error:
+                self._keep_evidence(note)
+                raise VerificationError(f"{error}; both checkpoints are kept in {self._evidence}") from error
+        if pinned is None or seen.size > pinned.size:
+            write_atomic(self._path, note)
+        return seen
+
+    def _keep_evidence(self, note: bytes) -> None:
+        self._evidence.mkdir(parents=True, exist_ok=True)
+        for data in (note, self._path.read_bytes()):
+            write_atomic(self._evidence / digest_of(data).removeprefix("sha256:"), data)

@@ -1,0 +1,56 @@
+"""From an owner's documents to the starting router row of its expert (arXiv 2507.07024, section 3.3.2).
+
+The paper starts a row as the mean embedding of about 1,000 documents by an off-the-shelf embedder of the model's width.
+Here the embedding is the public model's own: the hidden states that each layer's feed-forward sees, for the owner's
+documents and for public ones. Their means are compared under the shared covariance, so that the row starts as an
+estimate of how much likelier a hidden state is in the owner's text than in public text. Nothing but rows comes out.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+
+from common.data import Batch, PackedText, batches
+from common.model import partition
+from common.model.router_rows import PublicRouter, log_ratio_row, measure
+from common.model.transformer import CausalLM
+
+
+def initialise_routers(
+    model: CausalLM,
+    public_model: CausalLM,
+    router: PublicRouter,
+    *,
+    own: PackedText,
+    public: PackedText,
+    num_sequences: int,
+    batch_size: int,
+    device: torch.device | str,
+) -> None:
+    """Set the rows and bias directions of a two-expert `model` from hidden states of `public_model`.
+
+    Args:
+        model: What the owner trains.
+        public_model: The dense public model it was made from.
+        router: The public rows and bias directions, which every owner takes over unchanged.
+        own: The owner's text.
+        public: Public text.
+        num_sequences: How many sequences of each are measured.
+        batch_size: How many at a time.
+        device: Where both models are.
+    """
+    own_moments = measure(public_model, _sample(own, num_sequences, batch_size), device=device)
+    public_moments = measure(public_model, _sample(public, num_sequences, batch_size), device=device)
+    for layer, gate in enumerate(model.routers):
+        row_D, direction_D = router.rows[layer].to(device), router.bias_directions[layer].to(device)
+        gate.add_bias(partition.OWNED_EXPERT, direction_D)
+        owned_D = log_ratio_row(own_moments[layer], public_moments[layer], row_D, direction_D)
+        with torch.no_grad():
+            gate.rows[partition.PUBLIC_EXPERT].copy_(row_D)
+            gate.rows[partition.OWNED_EXPERT].copy_(owned_D)
+
+
+def _sample(text: PackedText, num_sequences: int, batch_size: int) -> Iterable[Batch]:
+    count = max(1, min(num_sequences, text.num_sequences) // batch_size)
+    return (batch for batch, _ in islice(batches([text], shares=[1.0], batch_size=batch_size), count))

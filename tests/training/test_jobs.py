@@ -1,0 +1,162 @@
+"""What the jobs leave behind: a base that transformers loads, and an expert that holds the owner's part alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_jobs import expert_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common.data import PackedText, batches, read_split
+from common.errors import JobFailedError, MalformedError
+from common.model import hf, partition
+from common.model.router_rows import Moments, PublicRouter, log_ratio_row, measure
+from common.model.transformer import CausalLM
+from common.tokenizer import Tokenizer
+from common.training import StopSignal, TensorBatch
+from owner_client import router_init, train
+
+
+def _packed(base: Path, folder: Path) -> PackedText:
+    tokens = Tokenizer.load(base)
+    encoded = tokens.encode_all([d.text for d in read_split(folder, "test")])
+    return PackedText(encoded, sequence_length=32, eos_token_id=tokens.eos_token_id, seed=1)
+
+
+def _config(text: Path, base: Path, output: Path, **changes: object) -> train.ExpertJob:
+    return train.ExpertJob.model_validate(expert_config(text, base, output, **changes))
+
+
+@torch.inference_mode()
+def _loss(model: CausalLM, text: PackedText) -> float:
+    batch, _ = next(batches([text], shares=[1.0], batch_size=text.num_sequences))
+    placed = TensorBatch.place(batch, "cpu")
+    logits = model(placed.input_ids_BT, document_ids_BT=placed.document_ids_BT).logits_BTV
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), placed.targets_BT.flatten()))
+
+
+def test_transformers_loads_the_base_and_its_tokenizer(base: Path, text: Path) -> None:
+    theirs, tokens = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    ids = tokens("the old river house", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, hf.load(base)(ids).logits_BTV, atol=1e-4, rtol=1e-4)
+    assert theirs.generation_config.eos_token_id == tokens.eos_token_id
+    record = json.loads((base / "training.json").read_text())
+    assert record["final_loss"] < 0.7 * record["first_loss"]
+    assert record["config"]["vocab_size"] == theirs.config.vocab_size
+
+
+def test_the_public_row_gives_a_logit_near_one_on_public_text_it_never_saw(base: Path, text: Path) -> None:
+    model = hf.load(base)
+    sizes = model.config
+    router = PublicRouter.load(base, num_hidden_layers=sizes.num_hidden_layers, hidden_size=sizes.hidden_size)
+    batch, _ = next(batches([_packed(base, text / "public")], shares=[1.0], batch_size=4))
+    inputs = model.feed_forward_inputs(torch.from_numpy(batch.input_ids_BT))
+    for x_BTD, direction_D in zip(inputs, router.bias_directions, strict=True):
+        logits = x_BTD @ direction_D
+        assert 0.9 < float(logits.mean()) < 1.1
+        assert float(logits.std()) < 0.5
+
+
+def test_a_base_without_its_router_file_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(MalformedError, match="is this a public model's directory"):
+        PublicRouter.load(tmp_path, num_hidden_layers=2, hidden_size=16)
+    with pytest.raises(MalformedError, match="for 3 layers"):
+        PublicRouter.load(base, num_hidden_layers=3, hidden_size=16)
+    with pytest.raises(MalformedError, match=r"has shape \(16,\), not \(8,\)"):
+        PublicRouter.load(base, num_hidden_layers=2, hidden_size=8)
+
+
+def test_the_ratio_of_two_gaussians_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    offset_D = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    factor_DD = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+    covariance_DD = factor_DD @ factor_DD.T + torch.eye(3)
+    means = [torch.randn(3, dtype=torch.float64, generator=generator) + offset_D for _ in range(2)]
+    own, public = (Moments(mean, covariance_DD + torch.outer(mean, mean)) for mean in means)
+    row_D = log_ratio_row(own, public, torch.zeros(3), torch.zeros(3)).double()
+    gaussians = [torch.distributions.MultivariateNormal(mean, covariance_DD) for mean in means]
+    x_ND = torch.randn(50, 3, dtype=torch.float64, generator=generator)
+    expected_N = gaussians[0].log_prob(x_ND) - gaussians[1].log_prob(x_ND)
+    ours_N = x_ND @ row_D - 0.5 * torch.dot(means[0] + means[1], row_D)
+    torch.testing.assert_close(ours_N, expected_N, atol=0.02, rtol=0.02)
+
+
+def test_rows_tell_own_from_public_text_before_any_training(base: Path, text: Path) -> None:
+    public_model = hf.load(base)
+    model = hf.two_expert(public_model)
+    router = PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
+    own, public = _packed(base, text / "own"), _packed(base, text / "public")
+    router_init.initialise_routers(
+        model, public_model, router, own=own, public=public, num_sequences=8, batch_size=4, device="cpu"
+    )
+    for kind, sign in (("own", 1), ("public", -1)):
+        batch, _ = next(batches([_packed(base, text / kind)], shares=[1.0], batch_size=4))
+        for logits_BTE in model(torch.from_numpy(batch.input_ids_BT)).router_logits:
+            assert sign * float((logits_BTE[..., 1] - logits_BTE[..., 0]).mean()) > 0.2
+
+
+def test_an_expert_holds_exactly_what_an_owner_may_send_and_learns_its_domain(
+    base: Path, text: Path, tmp_path: Path
+) -> None:
+    record = train.run(_config(text, base, tmp_path / "expert", steps=60), StopSignal())
+    tensors = load_file(tmp_path / "expert" / train.EXPERT_FILE)
+    expected = partition.expert_tensors(num_hidden_layers=2, hidden_size=16, intermediate_size=32, dtype="F32")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {n: s.shape for n, s in expected.items()}
+    assert sorted(p.name for p in (tmp_path / "expert").iterdir()) == ["expert.safetensors", "training.json"]
+    assert json.loads((tmp_path / "expert" / "training.json").read_text()) == json.loads(json.dumps(record))
+    biases = record["biases"]
+    assert isinstance(biases, list)
+    assert all(bias <= 0 for bias in biases)
+
+    public_model = hf.load(base)
+    model = hf.two_expert(public_model)
+    router = PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
+    public_rows = {partition.router_row(i, 0): row for i, row in enumerate(router.rows)}
+    model.load_state_dict({**tensors, **public_rows}, strict=False)
+    own, public = _packed(base, text / "own"), _packed(base, text / "public")
+    assert _loss(model, own) < _loss(public_model, own) - 0.5
+    assert _loss(model, public) < _loss(public_model, public) + 0.05
+
+
+def test_a_changed_shared_parameter_fails_the_job(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nudge(model: CausalLM) -> None:
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] += 1e-6
+
+    monkeypatch.setattr(train, "_clamp_biases", nudge)
+    with pytest.raises(JobFailedError, match="not the owner's; the expert is not written"):
+        train.run(_config(text, base, tmp_path / "expert", steps=2), StopSignal())
+    assert not (tmp_path / "expert").exists()
+
+
+def test_the_bias_is_folded_into_the_row_exactly(base: Path) -> None:
+    model = hf.two_expert(hf.load(base))
+    gate = model.routers[1]
+    with torch.no_grad():
+        gate.add_bias(1, torch.arange(16.0))
+        gate.rows[1].fill_(2.0)
+        gate.biases["1"].fill_(-0.5)
+    row_D = train.expert_tensors(model)[partition.router_row(1, 1)]
+    torch.testing.assert_close(row_D, 2.0 - 0.5 * torch.arange(16.0))
+
+
+def test_moments_do_not_depend_on_the_batch_size(base: Path, text: Path) -> None:
+    model, packed = hf.load(base), _packed(base, text / "public")
+    few, many = _moments(model, packed, 1), _moments(model, packed, 4)
+    for a, b in zip(few, many, strict=True):
+        torch.testing.assert_close(a.second_DD, b.second_DD)
+
+
+def _moments(model: CausalLM, packed: PackedText, batch_size: int) -> tuple[Moments, ...]:
+    iterator = batches([packed], shares=[1.0], batch_size=batch_size)
+    return measure(model, (next(iterator)[0] for _ in range(4 // batch_size)), device="cpu")
+
+
+def test_text_without_negatives_trains_too(base: Path, text: Path, tmp_path: Path) -> None:
+    record = train.run(_config(text, base, tmp_path / "expert", steps=3, negative_share=0.0), StopSignal())
+    assert record["tokens"] == 3 * 4 * 32

@@ -1,0 +1,198 @@
+"""The loss, the schedule, and jobs that are killed, stopped, misconfigured or run twice."""
+
+import json
+import os
+import signal
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import StartJob
+from small_jobs import expert_config, pretrain_config
+
+from common import training
+from common.errors import ConflictError, JobFailedError, MalformedError
+from common.model.transformer import ModelOutput
+from common.training import EXIT_STOPPED, StopSignal, TensorBatch
+from coordinator import pretrain
+from owner_client import train
+
+
+def _batch(targets_BT: torch.Tensor) -> TensorBatch:
+    return TensorBatch(targets_BT, targets_BT, torch.zeros_like(targets_BT), torch.zeros(len(targets_BT)))
+
+
+def test_the_loss_and_its_gradient_equal_the_textbook_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, routers = torch.randn(2, 5, 11, generator=generator) * 3, torch.randn(2, 5, 2, generator=generator)
+    targets = torch.randint(11, (2, 5), generator=generator)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    loss = training.language_loss(ModelOutput(ours, (routers,)), _batch(targets), z_loss=0.1, router_z_loss=0.2)
+    loss.total.backward()
+    cross_entropy = F.cross_entropy(theirs.flatten(0, 1), targets.flatten())
+    z, router_z = (x.logsumexp(-1).square().mean() for x in (theirs, routers))
+    expected = cross_entropy + 0.1 * z + 0.2 * router_z
+    expected.backward()
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.cross_entropy, cross_entropy)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_final_share() -> None:
+    rates = [training.learning_rate_share(s, steps=100, warmup_steps=10, final_share=0.1) for s in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[100] == pytest.approx(0.1)
+
+
+def _weights(output: Path, name: str) -> bytes:
+    return (output / name).read_bytes()
+
+
+def _kill_at(process: "subprocess.Popen[str]", step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("step") == step:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kill_steps", [(11,), (7, 22)])
+def test_pretraining_killed_and_restarted_ends_with_the_same_bits(
+    kill_steps: tuple[int, ...], text: Path, tmp_path: Path, start_job: StartJob
+) -> None:
+    frequent = {"checkpoint_every_steps": 3, "progress_every_s": 0}
+    undisturbed = pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "undisturbed"))
+    pretrain.run(undisturbed, StopSignal())
+    killed = pretrain_config(text, tmp_path / "killed", **frequent)
+    for step in kill_steps:
+        _kill_at(start_job("coordinator.pretrain", killed), step)
+        assert not (tmp_path / "killed").exists()
+        assert (tmp_path / "killed.checkpoint").exists()
+    process = start_job("coordinator.pretrain", killed)
+    out, _ = process.communicate()
+    first = json.loads(out.splitlines()[0])
+    assert first["step"] > kill_steps[-1] - 3
+    for name in ("model.safetensors", "router.safetensors", "tokenizer.json", "config.json"):
+        assert _weights(tmp_path / "killed", name) == _weights(tmp_path / "undisturbed", name)
+    assert not (tmp_path / "killed.checkpoint").exists()
+
+
+def test_an_expert_killed_and_restarted_ends_with_the_same_bits(
+    text: Path, base: Path, tmp_path: Path, start_job: StartJob
+) -> None:
+    train.run(train.ExpertJob.model_validate(expert_config(text, base, tmp_path / "undisturbed")), StopSignal())
+    killed = expert_config(text, base, tmp_path / "killed", checkpoint_every_steps=4, progress_every_s=0)
+    _kill_at(start_job("owner_client.train", killed), 13)
+    process = start_job("owner_client.train", killed)
+    out, _ = process.communicate()
+    assert json.loads(out.splitlines()[0])["step"] > 9
+    name = train.EXPERT_FILE
+    assert _weights(tmp_path / "killed", name) == _weights(tmp_path / "undisturbed", name)
+
+
+def test_a_checkpoint_half_written_is_ignored(text: Path, tmp_path: Path) -> None:
+    config = pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "base", steps=2))
+    partial = config.checkpoint_folder / "partial"
+    partial.mkdir(parents=True)
+    (partial / "state.json").write_text('{"step": 1')
+    assert pretrain.run(config, StopSignal())["steps"] == 2
+
+
+def test_sigterm_saves_and_stops_and_the_next_run_goes_on(text: Path, tmp_path: Path, start_job: StartJob) -> None:
+    config = pretrain_config(text, tmp_path / "base", steps=400, progress_every_s=0)
+    process = start_job("coordinator.pretrain", config)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["step"] >= 5:
+            process.terminate()
+            break
+    _, errors = process.communicate()
+    assert process.returncode == EXIT_STOPPED
+    assert "run the job again to go on" in errors
+    stopped = int(next((tmp_path / "base.checkpoint").glob("step-*")).name.removeprefix("step-"))
+    process = start_job("coordinator.pretrain", config)
+    out, _ = process.communicate()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[0]["step"] == stopped + 1
+    assert events[0].keys() == {"event", "task", "step", "steps", "loss", "tokens_per_s", "seconds_left"}
+    assert events[-1]["event"] == "done"
+    assert events[-1]["steps"] == 400
+
+
+def _interrupted(config: pretrain.PretrainJob) -> None:
+    stop = StopSignal()
+    stop.requested = True
+    with pytest.raises(training.StoppedError):
+        pretrain.run(config, stop)
+
+
+def test_a_checkpoint_of_another_job_is_refused(text: Path, tmp_path: Path) -> None:
+    config = pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "base"))
+    _interrupted(config)
+    with pytest.raises(ConflictError, match="another job or other text"):
+        pretrain.run(config.model_copy(update={"learning_rate": 5e-3}), StopSignal())
+
+
+def test_a_broken_checkpoint_says_what_to_remove(text: Path, tmp_path: Path) -> None:
+    config = pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "base"))
+    _interrupted(config)
+    tensors = config.checkpoint_folder / "step-000000001" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    with pytest.raises(MalformedError, match=r"step-000000001: not a checkpoint .* remove it"):
+        pretrain.run(config, StopSignal())
+
+
+def test_a_finished_job_is_not_run_twice_and_its_output_not_overwritten(text: Path, tmp_path: Path) -> None:
+    config = pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "base", steps=2))
+    record = pretrain.run(config, StopSignal())
+    before = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
+    assert pretrain.run(config, StopSignal()) == record
+    assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ConflictError, match="is not this job's"):
+        pretrain.run(config.model_copy(update={"seed": 9}), StopSignal())
+
+
+def test_a_loss_that_is_no_number_fails_the_job(text: Path, tmp_path: Path) -> None:
+    config = pretrain.PretrainJob.model_validate(
+        pretrain_config(text, tmp_path / "base", learning_rate=1e30, warmup_steps=0)
+    )
+    with pytest.raises(JobFailedError, match="choose a lower learning_rate"):
+        pretrain.run(config, StopSignal())
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps: Input should be greater"),
+        ({"step": 5}, "step: Extra inputs"),
+        ({"public": "/nowhere"}, "/nowhere: no such file or folder"),
+        ({"sequence_length": 100_000}, "tokens are too few; one sequence needs 100,001"),
+        ({"vocab_size": 5_000}, "enough variety for"),
+        ({"num_attention_heads": 3}, "hidden_size is 16"),
+    ],
+)
+def test_a_job_that_cannot_run_prints_one_line_and_exits_1(
+    changes: dict[str, object], message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(pretrain_config(text, tmp_path / "base", **changes)))
+    assert pretrain.main([str(tmp_path / "job.json")]) == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_job_needs_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([]) == 1
+    assert train.main([str(tmp_path / "none.json")]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "one argument is expected, the job's JSON file; there are 0",
+        f"{tmp_path / 'none.json'}: cannot be read (No such file or directory)",
+    ]
