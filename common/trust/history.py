@@ -76,6 +76,8 @@ class History:
     """By entry: the consent that entry is."""
     contributions: dict[str, Contribution] = field(default_factory=dict)
     """By grant: the latest contribution under a grant is the one that counts."""
+    contributions_by_index: dict[int, Contribution] = field(default_factory=dict)
+    """By entry: every contribution, also those that a later one replaced."""
     releases: dict[str, Release] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -232,7 +234,9 @@ class History:
 
     @_apply.register
     def _(self, statement: ExpertContribute) -> None:
-        self.contributions[statement.grant_id] = Contribution(self.size, statement)
+        contribution = Contribution(self.size, statement)
+        self.contributions[statement.grant_id] = contribution
+        self.contributions_by_index[self.size] = contribution
 
     @_apply.register
     def _(self, statement: ReleasePublish) -> None:

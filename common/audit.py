@@ -1,0 +1,239 @@
+"""The audit: everything a coordinator published, checked offline with nothing but the published files and the log.
+
+The plan is `common/trust/verify.py`'s, steps 1 to 8; steps 7 and 8, which read files, are here. It needs neither torch
+nor grpc, and shares no code with the assembler whose work it checks: step 8 derives from the log what every byte of
+every tensor must be and compares.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from common.errors import ConcordError
+from common.files import read_required
+from common.model import checkpoint
+from common.model.checkpoint import ByteRange, TensorEntry
+from common.model.expert import EXPERT_NAME, ROUTER_NAME, read_config
+from common.model.partition import (
+    OWNED_EXPERT,
+    PROJECTIONS,
+    PUBLIC_EXPERT,
+    dense_feed_forward,
+    feed_forward,
+    joined_router,
+    router_row,
+)
+from common.trust.history import History, Release
+from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
+from common.trust.note import Checkpoint
+from common.trust.root import TrustedRoot
+from common.trust.tiles import CHECKPOINT_NAME, read_entries
+from common.trust.verify import (
+    STEPS,
+    StepFailed,
+    check_checkpoint,
+    check_entries,
+    check_history,
+    check_revocations,
+)
+
+ROOT_NAME: Final = "trusted_root.json"
+_COMPARE_BYTES: Final = 16 * 1024 * 1024
+_HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
+_ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one step found."""
+
+    step: int
+    holds: bool
+    found: str
+
+    @property
+    def title(self) -> str:
+        """What the step is about."""
+        return STEPS[self.step]
+
+
+@dataclass(slots=True)
+class Report:
+    """The findings in order; the audit stops at the first step that does not hold."""
+
+    findings: list[Finding] = field(default_factory=list)
+    checkpoint: bytes = b""
+    releases: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every step was taken and holds."""
+        return len(self.findings) == len(STEPS) and all(finding.holds for finding in self.findings)
+
+
+def audit(public: Path, *, root: TrustedRoot | None = None, last_seen: bytes | None = None) -> Report:
+    """Check the public directory of a coordinator.
+
+    `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
+    each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit.
+
+    Raises:
+        NotFoundError: it is no public directory.
+    """
+    report = Report()
+    root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
+    try:
+        _take_steps(public, root, last_seen, report)
+    except StepFailed as error:
+        report.findings.append(Finding(error.step, holds=False, found=str(error)))
+    return report
+
+
+def _take_steps(public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report) -> None:
+    def found(step: int, text: str) -> None:
+        report.findings.append(Finding(step, holds=True, found=text))
+
+    log = public / "log"
+    report.checkpoint = read_required(log / CHECKPOINT_NAME, hint=_HINT)
+    head = check_checkpoint(root, report.checkpoint)
+    found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
+    earlier = None if last_seen is None else check_checkpoint(root, last_seen)
+    entries = _entries(log, head)
+    check_entries(entries, head, last_seen=earlier)
+    found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
+    found(3, f"root hash {head.root.hex()}")
+    history = check_history(root, entries)
+    found(4, f"{history.size} statements of {len(history.parties)} parties")
+    report.releases = {
+        name: [
+            history.grants[history.grant_ids[expert.grant_index]].statement.party for expert in each.statement.experts
+        ]
+        for name, each in history.releases.items()
+    }
+    found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
+    found(6, f"{check_revocations(history)} revocations")
+    found(7, f"{_check_files(public, history)} directories, every file as signed")
+    tensors = sum(_check_placed(public, history, release) for release in history.releases.values())
+    found(8, f"{tensors} tensors compared byte for byte")
+
+
+def _entries(log: Path, head: Checkpoint) -> list[bytes]:
+    def read(path: PurePosixPath) -> bytes:
+        return read_required(log / path, hint=_HINT)
+
+    try:
+        return read_entries(read, size=head.size)
+    except ConcordError as error:
+        raise StepFailed(3, str(error)) from error
+
+
+def _check_files(public: Path, history: History) -> int:
+    """Step 7: every base and release directory holds exactly the files of the manifest that the log names."""
+    logged = {public / "base" / str(base.round): base.base_digest for base in history.bases.values()}
+    for name, release in history.releases.items():
+        logged[public / "releases" / name] = release.statement.manifest_digest
+    try:
+        for directory, digest in logged.items():
+            _check_shown(directory, digest)
+        shown = [path for parent in ("base", "releases") for path in _subdirectories(public / parent)]
+    except ConcordError as error:
+        raise StepFailed(7, str(error)) from error
+    if unknown := [str(path) for path in shown if path not in logged]:
+        raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
+    return len(logged)
+
+
+def _check_shown(directory: Path, digest: str) -> None:
+    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
+    if manifest.digest != digest:
+        raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
+    check_directory(directory, manifest=manifest)
+
+
+def _subdirectories(parent: Path) -> Iterable[Path]:
+    if not parent.is_dir():
+        return ()
+    return (path for path in sorted(parent.iterdir()) if path.is_dir() and not path.name.startswith("."))
+
+
+def _check_placed(public: Path, history: History, release: Release) -> int:
+    """Step 8 for one release: the number of tensors, each made of exactly the bytes that it must be made of."""
+    name = release.statement.release
+    try:
+        base = public / "base" / str(history.bases[release.statement.base_digest].round)
+        directory = public / "releases" / name
+        experts = [_expert(public, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)]
+        expected = _expected(base, experts)
+        held = checkpoint.read_checkpoint(directory)
+        _same_files(base, directory)
+    except ConcordError as error:
+        raise StepFailed(8, f"{name}: {error}") from error
+    if held.keys() != expected.keys():
+        odd = sorted(held.keys() ^ expected.keys())[0]
+        raise StepFailed(8, f"{name}: tensor {odd} is in the release or in its inputs, but not in both")
+    for tensor, entry in held.items():
+        if not _same_bytes(entry, expected[tensor]):
+            raise StepFailed(8, f"{name}: tensor {tensor} is not what its inputs make it")
+    return len(held)
+
+
+def _expert(public: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
+    """The tensors of the contribution in a slot, from the file that the log names."""
+    released = release.statement.experts[slot - 1]
+    grant = history.grants[history.grant_ids[released.grant_index]]
+    contribution = history.contributions_by_index[released.contribute_index]
+    digest = contribution.statement.files[EXPERT_NAME].digest
+    path = public / "objects" / digest.removeprefix("sha256:")
+    read_required_file(path)
+    if digest_of_file(path) != digest:
+        raise StepFailed(8, f"the expert of {grant.statement.party} is not {digest}")
+    return checkpoint.read_header(path)
+
+
+def read_required_file(path: Path) -> None:
+    """Raise `NotFoundError` where a file that the log names is not published."""
+    if not path.is_file():
+        read_required(path, hint="the log names it; it must be published")
+
+
+def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str, list[ByteRange]]:
+    """What every tensor of a release must be made of."""
+    config = read_config(base)
+    public, rows = checkpoint.read_checkpoint(base), checkpoint.read_header(base / ROUTER_NAME)
+    renamed = {
+        dense_feed_forward(layer, projection): feed_forward(layer, PUBLIC_EXPERT, projection)
+        for layer in range(config.num_hidden_layers)
+        for projection in PROJECTIONS
+    }
+    expected = {renamed.get(name, name): [entry.location] for name, entry in public.items()}
+    for layer in range(config.num_hidden_layers):
+        for slot, expert in enumerate(experts, start=1):
+            for projection in PROJECTIONS:
+                source = expert[feed_forward(layer, OWNED_EXPERT, projection)]
+                expected[feed_forward(layer, slot, projection)] = [source.location]
+        own = [expert[router_row(layer, OWNED_EXPERT)].location for expert in experts]
+        expected[joined_router(layer)] = [rows[router_row(layer, PUBLIC_EXPERT)].location, *own]
+    return expected
+
+
+def _same_files(base: Path, release: Path) -> None:
+    """The tokenizer and what else goes alongside the weights must be the base's."""
+    for name in _ALONGSIDE:
+        if (base / name).exists() and digest_of_file(base / name) != digest_of_file(release / name):
+            raise StepFailed(8, f"{release / name} is not the base's")
+
+
+def _same_bytes(entry: TensorEntry, pieces: list[ByteRange]) -> bool:
+    if entry.location.size != sum(piece.size for piece in pieces):
+        return False
+    with entry.location.path.open("rb") as ours:
+        ours.seek(entry.location.offset)
+        for piece in pieces:
+            with piece.path.open("rb") as theirs:
+                theirs.seek(piece.offset)
+                for start in range(0, piece.size, _COMPARE_BYTES):
+                    length = min(piece.size - start, _COMPARE_BYTES)
+                    if ours.read(length) != theirs.read(length):
+                        return False
+    return True

@@ -1,0 +1,28 @@
+"""The demo's sizes: what trains in about a minute on two slow cores and still shows what the product promises.
+
+Chosen on the validation splits of the default text.
+"""
+
+from typing import Final
+
+PRETRAIN: Final[dict[str, int | float]] = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "steps": 500,
+    "batch_size": 8,
+    "sequence_length": 128,
+    "learning_rate": 6e-3,
+    "final_learning_rate_share": 0.05,
+}
+"""Options of `coordinator/pretrain.py`'s job."""
+
+EXPERT: Final[dict[str, int | float]] = {
+    "steps": 250,
+    "batch_size": 8,
+    "sequence_length": 128,
+    "learning_rate": 6e-3,
+}
+"""Options of `owner_client/train.py`'s job."""
