@@ -118,6 +118,12 @@ def _take_steps(public: Path, root: TrustedRoot, last_seen: bytes | None, report
     found(8, f"{tensors} tensors compared byte for byte")
 
 
+def _owners(history: History, release: Release) -> list[str]:
+    """Whose experts are in a release, by slot."""
+    grants = [history.grants[history.grant_ids[expert.grant_index]] for expert in release.statement.experts]
+    return [grant.statement.party for grant in grants]
+
+
 def _entries(log: Path, head: Checkpoint) -> list[bytes]:
     def read(path: PurePosixPath) -> bytes:
         return read_required(log / path, hint=_HINT)

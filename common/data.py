@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def _read_file(file: Path, limits: Limits) -> Iterator[Document]:
     try:
         with _open(file) as stream:
             yield from _read_lines(file, stream, limits)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise MalformedError(f"{file}: a broken gzip file ({error}); compress it again") from error
 
 

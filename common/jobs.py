@@ -55,6 +55,8 @@ def _plain(value: object) -> object:
     """Paths as text, all else as it is."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -15,15 +15,19 @@ EVALUATION_NAME: Final = "evaluation.json"
 """In a release: what was found, by domain. It is in the manifest, so the log's statement covers it."""
 
 
-def domains_in(folder: Path) -> dict[str, Path]:
-    """The domains of an evaluation folder: one subfolder each.
+def domains_in(folder: Path) -> dict[str, list[Path]]:
+    """The held-out files of every domain in an evaluation folder: `<domain>/test.jsonl` and the like, or `<domain>/test/`.
 
     Raises:
         NotFoundError: there is none.
     """
-    domains = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
-    if not domains:
-        raise NotFoundError(f"{folder} has no folder of held-out text; make one a domain, with test.jsonl or test.txt")
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    domains = {path.name: sorted([*path.glob("test.*"), *path.glob("test/*")]) for path in subfolders}
+    if not domains or not all(domains.values()):
+        empty = ", ".join(name for name, files in domains.items() if not files) or "it"
+        raise NotFoundError(
+            f"{folder}: {empty} has no held-out text; put test.jsonl or test.txt into a folder a domain"
+        )
     return domains
 
 

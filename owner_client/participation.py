@@ -193,7 +193,7 @@ def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:
         outbound = egress.release(
             planned,
             grant_id=grant.record_id,
-            tokens_seen=int(summary["tokens_seen"]),
+            tokens_seen=int(summary["tokens"]),
             config_digest=digest_of_file(expert / egress.TRAINING_NAME),
             chain=member.chain,
             ledger=member.home.ledger,

@@ -1,0 +1,332 @@
+"""A whole consortium on one machine: one coordinator and its owners as separate processes over mutual TLS.
+
+The demo only types the commands that people would type, and reads what they print. What is done is found again: a demo
+that was stopped goes on in the same directory.
+"""
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Final
+
+from common.audit import audit
+from common.console import Reporter, job_progress
+from common.errors import MalformedError, NotFoundError
+from common.files import write_atomic
+from common.jobs import run_job
+from common.model.expert import EXPERT_NAME, read_config
+from coordinator.assembler import assemble
+from coordinator.evaluation import domains_in
+from deploy import corpora
+from deploy.processes import Command, Fields, MemoryMeter
+from deploy.recipe import EXPERT, PRETRAIN
+
+PUBLIC: Final = "public"
+FEDERATION: Final = "demo.concord"
+_TERMS: Final = """Terms of the demo consortium
+
+The owner's expert may be used in releases of the line "main" for research, until the consent lapses or is revoked.
+The owner's text stays with the owner. Revoking keeps the expert out of every later release.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a demo is to do, and where."""
+
+    workdir: Path
+    data: Path | None
+    num_owners: int
+    seed: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the parts of a demo share."""
+
+    plan: Plan
+    text: Path
+    owners: Sequence[str]
+    reporter: Reporter
+    stop: Event
+
+    @property
+    def home(self) -> Path:
+        """The coordinator's home."""
+        return self.plan.workdir / "coordinator"
+
+    @property
+    def public(self) -> Path:
+        """What the coordinator publishes."""
+        return self.home / "public"
+
+    def owner_home(self, owner: str) -> Path:
+        """An owner's home."""
+        return self.plan.workdir / "owners" / owner
+
+    def start(self, name: str, *arguments: str | Path) -> Command:
+        """Start a command; its progress is shown as `name`."""
+        output = self.plan.workdir / "output" / f"{name.replace(' ', '-')}.txt"
+        output.parent.mkdir(parents=True, exist_ok=True)
+
+        def show(event: Fields) -> None:
+            if event["event"] == "progress":
+                task = f"{name}: {event['task']}"
+                done, total = float(str(event["done"])), float(str(event["total"]))
+                self.reporter.progress(task, done=done, total=total, note=str(event["note"]))
+
+        return Command(arguments, output=output, on_event=show)
+
+    def do(self, name: str, *arguments: str | Path) -> Fields:
+        """Run a command to its end."""
+        command = self.start(name, *arguments)
+        try:
+            return command.wait(self.stop)
+        finally:
+            command.stop()
+
+
+def run(plan: Plan, *, reporter: Reporter, stop: Event) -> dict[str, object]:
+    """Run the demo and return its figures; everything it started is stopped when this returns."""
+    started = time.monotonic()
+    plan.workdir.mkdir(parents=True, exist_ok=True)
+    write_atomic(plan.workdir / "demo.json", json.dumps({"seed": plan.seed, "owners": plan.num_owners}).encode())
+    try:
+        with MemoryMeter() as memory:
+            text = _text(plan)
+            stage = Stage(plan, text, _owners(text, plan.num_owners), reporter, stop)
+            figures = _run(stage)
+        figures["seconds"] = round(time.monotonic() - started, 1)
+        figures["peak_rss_mb"] = round(memory.peak_bytes / 1e6)
+    finally:
+        if not plan.keep:
+            shutil.rmtree(plan.workdir, ignore_errors=True)
+    return figures
+
+
+def _text(plan: Plan) -> Path:
+    if plan.data is not None:
+        return plan.data
+    text = plan.workdir / "text"
+    if not (text / ".complete").exists():
+        corpora.write_default(text, seed=plan.seed)
+        (text / ".complete").touch()
+    return text
+
+
+def _owners(text: Path, num_owners: int) -> list[str]:
+    folders = sorted(path.name for path in text.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if PUBLIC not in folders:
+        raise NotFoundError(
+            f"{text} has no folder called {PUBLIC}: put the public text there, beside one folder an owner"
+        )
+    folders.remove(PUBLIC)
+    if len(folders) < num_owners:
+        raise MalformedError(f"{text} has text for {len(folders)} owners, not for {num_owners}; see --owners")
+    return folders[:num_owners]
+
+
+def _run(stage: Stage) -> dict[str, object]:
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        seconds[name] = round(time.monotonic() - started, 1)
+
+    with ExitStack() as running:
+        with timed("public model"):
+            _publish(stage)
+        with timed("enrolment"):
+            _serve(stage, running)
+            _enrol(stage)
+        with timed("owners train and submit"):
+            daemons = _take_part(stage, running)
+        with timed("release 1"):
+            first = _release(stage, "release-1")
+        leaver = stage.owners[0]
+        with timed("opt-out and release 2"):
+            daemons[leaver].stop()
+            stage.do(f"{leaver} opts out", "owner", "opt-out", "--home", stage.owner_home(leaver), "--reason", "demo")
+            stage.reporter.step(f"{leaver} has opted out")
+            second = _release(stage, "release-2")
+        with timed("each owner's own model"):
+            pairs = _evaluate_pairs(stage)
+        with timed("audit"):
+            audited = stage.do("audit", "audit", "verify", stage.public, "--root", stage.public / "trusted_root.json")
+            stage.reporter.step("audit: every step holds")
+    return _figures(stage, leaver, [first, second], pairs, audited, seconds)
+
+
+def _publish(stage: Stage) -> None:
+    """The coordinator makes its home, trains the public model and publishes it."""
+    if not (stage.home / "coordinator.toml").exists():
+        port, enrolment_port = _free_ports(2)
+        stage.do(
+            "init", "coordinator", "init", "--home", stage.home, "--federation", FEDERATION,
+            "--port", str(port), "--enrolment-port", str(enrolment_port),
+        )  # fmt: skip
+        stage.reporter.step("coordinator: certificate authority, log and release keys, empty registry")
+    options = stage.plan.workdir / "pretrain.toml"
+    options.write_text(_toml({**PRETRAIN, "seed": stage.plan.seed, "threads": 2}))
+    base = stage.plan.workdir / "base"
+    stage.do(
+        "coordinator", "coordinator", "pretrain", "--data", stage.text / PUBLIC, "--output", base, "--config", options
+    )
+    stage.do("publish", "coordinator", "publish", base, "--home", stage.home)
+    stage.reporter.step("coordinator: public model trained and published, its digest is in the log")
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _toml(options: Mapping[str, int | float]) -> str:
+    return "".join(f"{name} = {value}\n" for name, value in options.items())
+
+
+def _serve(stage: Stage, running: ExitStack) -> None:
+    daemon = stage.start("serving", "coordinator", "serve", "--home", stage.home)
+    running.callback(daemon.stop)
+    daemon.wait_for_step("serving", stage.stop)
+    stage.reporter.step("coordinator: serving over mutual TLS")
+
+
+def _enrol(stage: Stage) -> None:
+    """Each owner redeems its one-time invitation."""
+    for owner in stage.owners:
+        home = stage.owner_home(owner)
+        if (home / "owner.toml").exists():
+            continue
+        invitation = stage.plan.workdir / f"{owner}.invitation"
+        if not (home / "enrolling").exists():
+            invitation.unlink(missing_ok=True)
+            stage.do("invite", "coordinator", "invite", owner, "--home", stage.home, "--output", invitation)
+        stage.do(
+            f"{owner} enrols", "owner", "enrol", "--home", home, "--invitation", invitation,
+            "--data", stage.text / owner, "--public", stage.text / PUBLIC,
+        )  # fmt: skip
+        _agree(stage, owner)
+        stage.reporter.step(f"{owner}: enrolled with a one-time invitation")
+
+
+def _agree(stage: Stage, owner: str) -> None:
+    """What the owner's person writes into owner.toml: the consent, and how to train."""
+    terms = stage.plan.workdir / "terms.txt"
+    terms.write_text(_TERMS)
+    settings = stage.owner_home(owner) / "owner.toml"
+    consent = f'\n[consent]\npurposes = ["research"]\nterms = {json.dumps(str(terms))}\n'
+    training = f"\n[training]\n{_toml({**EXPERT, 'seed': stage.plan.seed, 'threads': 1})}"
+    settings.write_text("poll_s = 1\n" + settings.read_text() + consent + training)
+
+
+def _take_part(stage: Stage, running: ExitStack) -> dict[str, Command]:
+    """All owners at once: verify the base, consent, train at home, submit."""
+    daemons = {owner: stage.start(owner, "owner", "run", "--home", stage.owner_home(owner)) for owner in stage.owners}
+    for daemon in daemons.values():
+        running.callback(daemon.stop)
+    for owner, daemon in daemons.items():
+        daemon.wait_for_step("the expert is submitted", stage.stop)
+        stage.reporter.step(f"{owner}: base verified, consent signed, expert trained at home and submitted")
+    return daemons
+
+
+def _release(stage: Stage, name: str) -> Fields:
+    held_out = _held_out(stage)
+    made = stage.do(name, "coordinator", "release", "--home", stage.home, "--evaluate", held_out)
+    experts = made["experts"]
+    assert isinstance(experts, list)
+    stage.reporter.step(f"coordinator: {made['release']} with {', '.join(experts)} is assembled, signed and logged")
+    return made
+
+
+def _held_out(stage: Stage) -> Path:
+    """The held-out text of every domain, as the consortium shares it for evaluation: test splits alone."""
+    folder = stage.plan.workdir / "held-out"
+    for domain in (PUBLIC, *stage.owners):
+        (folder / domain).mkdir(parents=True, exist_ok=True)
+        for path in sorted((stage.text / domain).glob("test*")):
+            target = folder / domain / path.name
+            if path.is_dir():
+                shutil.copytree(path, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, target)
+    return folder
+
+
+def _evaluate_pairs(stage: Stage) -> dict[str, dict[str, object]]:
+    """The public model, and each owner's own model of two experts, on every domain."""
+    base = stage.public / "base" / "0"
+    models = {"public": base}
+    for owner in stage.owners:
+        directory = stage.plan.workdir / "pairs" / owner
+        if not directory.exists():
+            directory.parent.mkdir(exist_ok=True)
+            assemble(base, [_expert(stage, owner)], num_experts_per_tok=2, output=directory)
+        models[f"owner:{owner}"] = directory
+    output = stage.plan.workdir / "pairs.json"
+    job = {
+        "models": models,
+        "domains": domains_in(_held_out(stage)),
+        "sequence_length": read_config(base).max_position_embeddings,
+        "threads": 2,
+        "output": output,
+    }
+    run_job(
+        "common.evaluate",
+        job,
+        config_path=stage.plan.workdir / "pairs.job.json",
+        on_event=job_progress(stage.reporter, "each owner's own model"),
+        stop=stage.stop,
+    )
+    found: dict[str, dict[str, object]] = json.loads(output.read_text())["models"]
+    return found
+
+
+def _expert(stage: Stage, owner: str) -> Path:
+    return next((stage.owner_home(owner) / "experts").glob(f"*/{EXPERT_NAME}"))
+
+
+def _figures(
+    stage: Stage,
+    leaver: str,
+    releases: Sequence[Fields],
+    pairs: Mapping[str, Mapping[str, object]],
+    audited: Fields,
+    seconds: Mapping[str, float],
+) -> dict[str, object]:
+    evaluated = {
+        str(made["release"]): json.loads((Path(str(made["directory"])) / "evaluation.json").read_text())
+        for made in releases
+    }
+    report = audit(stage.public)
+    return {
+        "audit": audited["audit"],
+        "left": leaver,
+        "bits_per_byte": {name: found["bits_per_byte"] for name, found in {**pairs, **evaluated}.items()},
+        "shares": {name: found["shares"] for name, found in evaluated.items()},
+        "experts": {name: [PUBLIC, *owners] for name, owners in report.releases.items()},
+        "sent_bytes": {owner: _expert(stage, owner).stat().st_size for owner in stage.owners},
+        "held_bytes": {owner: _size(stage.text / owner) for owner in stage.owners},
+        "releases": [str(made["directory"]) for made in releases],
+        "log": [f"{finding.step}. {finding.title}: {finding.found}" for finding in report.findings],
+        "seconds_by_part": dict(seconds),
+        "workdir": str(stage.plan.workdir),
+        "kept": stage.plan.keep,
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
