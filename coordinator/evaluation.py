@@ -16,7 +16,7 @@ EVALUATION_NAME: Final = "evaluation.json"
 
 
 def domains_in(folder: Path) -> dict[str, list[Path]]:
-    """The held-out files of every domain in an evaluation folder: `<domain>/test.jsonl` and the like, or `<domain>/test/`.
+    """The held-out files of every domain in a folder: `<domain>/test.jsonl` and the like, or `<domain>/test/`.
 
     Raises:
         NotFoundError: there is none.

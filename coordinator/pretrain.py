@@ -19,10 +19,12 @@ from pydantic import Field
 
 from common import tokenizer, training
 from common.data import Batch, MixtureState, PackedText, batches, read_split
+from common.errors import MalformedError
 from common.model import hf
 from common.model.config import ModelConfig
 from common.model.router_rows import measure, public_router
 from common.model.transformer import CausalLM
+from common.tokenizer import Tokenizer
 from common.training import StopSignal, Trainer, TrainingConfig
 
 
@@ -75,7 +77,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         seed=config.seed,
         name=str(config.public),
     )
-    model = CausalLM(config.model_config_for(tokens.eos_token_id), seed=config.seed).to(config.device)
+    model = CausalLM(_sizes(config, tokens), seed=config.seed).to(config.device)
     trainer = Trainer(
         model,
         config=config,
@@ -113,6 +115,13 @@ def _write(
     tokens.save(directory)
     hf.save(model, directory)
     training.write_record(directory, record)
+
+
+def _sizes(config: PretrainJob, tokens: Tokenizer) -> ModelConfig:
+    try:
+        return config.model_config_for(tokens.eos_token_id)
+    except ValueError as error:
+        raise MalformedError(f"these sizes make no model: {error}") from error
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_the_public_row_gives_a_logit_near_one_on_public_text_it_never_saw(base:
     inputs = model.feed_forward_inputs(torch.from_numpy(batch.input_ids_BT))
     for x_BTD, direction_D in zip(inputs, router.bias_directions, strict=True):
         logits = x_BTD @ direction_D
-        assert 0.9 < float(logits.mean()) < 1.1
+        assert 0.8 < float(logits.detach().mean()) < 1.2
         assert float(logits.std()) < 0.5
 
 
@@ -117,8 +117,9 @@ def test_an_expert_holds_exactly_what_an_owner_may_send_and_learns_its_domain(
     public_rows = {partition.router_row(i, 0): row for i, row in enumerate(router.rows)}
     model.load_state_dict({**tensors, **public_rows}, strict=False)
     own, public = _packed(base, text / "own"), _packed(base, text / "public")
-    assert _loss(model, own) < _loss(public_model, own) - 0.5
-    assert _loss(model, public) < _loss(public_model, public) + 0.05
+    gain = _loss(public_model, own) - _loss(model, own)
+    assert gain > 0.5
+    assert _loss(model, public) - _loss(public_model, public) < gain / 2
 
 
 def test_a_changed_shared_parameter_fails_the_job(
