@@ -133,6 +133,7 @@ def release(
     evaluate: Annotated[
         Path | None, typer.Option(help="Folder of held-out text to evaluate on, one folder a domain.")
     ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Evaluate on so much text of each domain at most.")] = None,
     threads: Annotated[int, typer.Option(help="Processor threads for the evaluation.")] = 2,
     as_json: JsonOption = False,
 ) -> None:

@@ -31,7 +31,7 @@ def domains_in(folder: Path) -> dict[str, list[Path]]:
     return domains
 
 
-def evaluation_job(folder: Path, *, threads: int, reporter: Reporter) -> Evaluate:
+def evaluation_job(folder: Path, *, threads: int, max_bytes: int | None, reporter: Reporter) -> Evaluate:
     """Evaluates a release on the `test` split of every domain in `folder`, in a subprocess."""
     domains = domains_in(folder)
 
@@ -42,6 +42,7 @@ def evaluation_job(folder: Path, *, threads: int, reporter: Reporter) -> Evaluat
             "domains": domains,
             "sequence_length": read_config(directory).max_position_embeddings,
             "threads": threads,
+            "max_bytes": max_bytes,
             "output": output,
         }
         run_job(

@@ -25,7 +25,7 @@ from coordinator.assembler import assemble
 from coordinator.evaluation import domains_in
 from deploy import corpora
 from deploy.processes import Command, Fields, MemoryMeter
-from deploy.recipe import EXPERT, PRETRAIN
+from deploy.recipe import EVALUATED_BYTES, EXPERT, PRETRAIN
 
 PUBLIC: Final = "public"
 FEDERATION: Final = "demo.concord"
@@ -245,7 +245,10 @@ def _take_part(stage: Stage, running: ExitStack) -> dict[str, Command]:
 
 def _release(stage: Stage, name: str) -> Fields:
     held_out = _held_out(stage)
-    made = stage.do(name, "coordinator", "release", "--home", stage.home, "--evaluate", held_out)
+    made = stage.do(
+        name, "coordinator", "release", "--home", stage.home, "--evaluate", held_out,
+        "--max-bytes", str(EVALUATED_BYTES),
+    )  # fmt: skip
     experts = made["experts"]
     assert isinstance(experts, list)
     stage.reporter.step(f"coordinator: {made['release']} with {', '.join(experts)} is assembled, signed and logged")
@@ -282,6 +285,7 @@ def _evaluate_pairs(stage: Stage) -> dict[str, dict[str, object]]:
         "domains": domains_in(_held_out(stage)),
         "sequence_length": read_config(base).max_position_embeddings,
         "threads": 2,
+        "max_bytes": EVALUATED_BYTES,
         "output": output,
     }
     run_job(

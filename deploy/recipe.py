@@ -26,3 +26,6 @@ EXPERT: Final[dict[str, int | float]] = {
     "learning_rate": 6e-3,
 }
 """Options of `owner_client/train.py`'s job."""
+
+EVALUATED_BYTES: Final = 60_000
+"""Held-out text of each domain that models are evaluated on, at most; whole documents, chosen by their hash."""

@@ -1,0 +1,22 @@
+"""Fixtures for all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.federation import Federation, running_federation
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    """A running consortium without a base."""
+    with running_federation(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def consortium(federation: Federation) -> Federation:
+    """A running consortium with a published base."""
+    federation.publish_base()
+    return federation
