@@ -139,10 +139,10 @@ def release(
 ) -> None:
     """Assemble every expert with a consent in force, evaluate, sign, log and publish the next release."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        evaluation = (
-            None if evaluate is None else evaluation_job(existing(evaluate), threads=threads, reporter=reporter)
-        )
-        made = make_release(coordinator, evaluate=evaluation)
+        job = None
+        if evaluate is not None:
+            job = evaluation_job(existing(evaluate), threads=threads, max_bytes=max_bytes, reporter=reporter)
+        made = make_release(coordinator, evaluate=job)
         owners = ", ".join(made.owners.values()) or "nobody: the public model alone"
         reporter.step(f"{made.statement.release} is signed, logged and published with the experts of: {owners}")
         reporter.result(
