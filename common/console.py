@@ -89,7 +89,7 @@ def job_progress(reporter: Reporter, task: str) -> Callable[[JobEvent], None]:
             return
         done, total = event.get("step", event.get("done", 0)), event.get("steps", event.get("total", 1))
         loss, speed = event.get("loss"), event.get("tokens_per_s")
-        known = isinstance(loss, float) and isinstance(speed, float)
+        known = isinstance(loss, int | float) and isinstance(speed, int | float)
         note = f"loss {loss:.3f}, {speed:,.0f} tokens/s" if known else ""
         reporter.progress(task, done=float(str(done)), total=float(str(total)), note=note)
 

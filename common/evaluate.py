@@ -13,7 +13,6 @@ K experts per token, N tokens.
 import bisect
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -256,8 +255,6 @@ def evaluate(config: EvaluationConfig) -> dict[str, object]:
     """
     started = time.monotonic()
     job.use_cpu(threads=config.threads)
-    # The tokenizer's own threads are no part of `threads` otherwise.
-    os.environ["RAYON_NUM_THREADS"] = str(config.threads)
     tokenizer = _shared_tokenizer(config.models)
     domains = {
         name: prepare(

@@ -3,27 +3,53 @@
 import contextlib
 import ctypes
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Final, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
 
-from common.errors import ConcordError, MalformedError
+from common.errors import ConcordError, JobFailedError, MalformedError
 
 Config = TypeVar("Config", bound=BaseModel)
 
+EXIT_STOPPED: Final = 143
+"""Exit status of a job that SIGTERM stopped after it saved its state: run it again to go on."""
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+
+
+class StoppedError(JobFailedError):
+    """The job was asked to stop and saved its state."""
+
+
+class StopSignal:
+    """Whether somebody asked this process to stop: SIGTERM is noted, for the job to end where its state is whole."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> "StopSignal":
+        """Note SIGTERM from now on; call it in a job's main thread."""
+        signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
 
 
 def run(arguments: list[str], config_class: type[Config], job: Callable[[Config], Mapping[str, object]]) -> int:
     """Run a job whose only argument is a JSON file with its configuration. Returns the exit status.
 
     The last line on stdout is `{"event": "done", ...}` with what `job` returns. A failure that Concord names is one
-    line on stderr and status 1.
+    line on stderr and status 1; `StoppedError` is status `EXIT_STOPPED`. A job that nobody reads any more ends at its
+    next event.
     """
     try:
         if len(arguments) != 1:
@@ -31,7 +57,10 @@ def run(arguments: list[str], config_class: type[Config], job: Callable[[Config]
         emit("done", job(read(Path(arguments[0]), config_class)))
     except ConcordError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return EXIT_STOPPED if isinstance(error, StoppedError) else 1
+    except BrokenPipeError:  # who started it is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_STOPPED
     return 0
 
 
@@ -54,12 +83,13 @@ def emit(event: str, fields: Mapping[str, object]) -> None:
 
 
 def use_cpu(*, threads: int) -> None:
-    """Give torch that many threads, and keep freed memory in the process instead of returning it to the system.
+    """Give torch and the tokenizer that many threads, and keep freed memory in the process.
 
     A step frees and asks for the same large tensors again; with glibc's defaults each one is mapped anew and its pages
-    zeroed by the kernel, which costs a quarter of the time of a small model's training step.
+    zeroed by the system, which costs a quarter of the time of a small model's training step.
     """
     torch.set_num_threads(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
     with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tune
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)

@@ -12,11 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+from typing import Final
 
 from common.errors import JobFailedError
 
 JobEvent = Mapping[str, object]
+
+_LOOK_EVERY_S: Final = 0.2
 
 
 def run_job(
@@ -62,12 +65,20 @@ def _plain(value: object) -> object:
 
 def _follow(process: subprocess.Popen[str], on_event: Callable[[JobEvent], None], stop: Event | None) -> None:
     assert process.stdout is not None
+    if stop is not None:
+        Thread(target=_stop_when, args=(stop, process), daemon=True).start()
     for line in process.stdout:
-        if stop is not None and stop.is_set():
-            process.send_signal(signal.SIGTERM)
         if line.startswith("{"):
             on_event(json.loads(line))
     process.wait()
+
+
+def _stop_when(stop: Event, process: subprocess.Popen[str]) -> None:
+    """Tell the process to stop when `stop` is set; end with it."""
+    while process.poll() is None:
+        if stop.wait(_LOOK_EVERY_S):
+            process.terminate()
+            return
 
 
 def _end(process: subprocess.Popen[str]) -> None:

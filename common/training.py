@@ -13,32 +13,30 @@ import json
 import math
 import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Final, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from common import job
 from common.data import Batch, MixtureState
-from common.errors import ConcordError, ConflictError, JobFailedError, MalformedError
+from common.errors import ConflictError, JobFailedError, MalformedError
+from common.files import taking_turns
+from common.job import StoppedError, StopSignal
 from common.model.transformer import CausalLM, ModelOutput
 
 BETAS: Final = (0.9, 0.95)
 RESULT_FILE: Final = "training.json"
-EXIT_STOPPED: Final = 143
-"""Exit status of a job that SIGTERM stopped after it wrote a checkpoint: run it again to go on."""
 
 _TENSORS_FILE = "tensors.safetensors"
 _STATE_FILE = "state.json"
@@ -196,25 +194,6 @@ class TrainingResult:
     tokens: int
     first_loss: float
     final_loss: float
-
-
-class StopSignal:
-    """Whether somebody asked this process to stop: SIGTERM is noted, and the loop ends between two steps."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def listen(self) -> "StopSignal":
-        """Note SIGTERM from now on; call it in a job's main thread."""
-        signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
-
-
-class StoppedError(JobFailedError):
-    """The job was asked to stop and wrote a checkpoint."""
 
 
 @dataclass(slots=True)
@@ -430,49 +409,25 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def run_job(
-    arguments: list[str], config_class: type[Config], job: Callable[[Config, StopSignal], dict[str, object]]
+    arguments: list[str], config_class: type[Config], train: Callable[[Config, StopSignal], dict[str, object]]
 ) -> int:
-    """Run a job as a process: its only argument is a JSON file with its configuration. Returns the exit status.
+    """Run a training as a process (`common.job.run`): one at a time for an output, stopped by SIGTERM between steps."""
 
-    The last line on stdout is `{"event": "done", ...}` with what the job returns. A failure that Concord names is one
-    line on stderr and status 1; `StoppedError` is status `EXIT_STOPPED`.
-    """
-    try:
-        if len(arguments) != 1:
-            raise MalformedError(f"one argument is expected, the job's JSON file; there are {len(arguments)}")
-        config = read_job(Path(arguments[0]), config_class)
-        torch.set_num_threads(config.threads)
-        os.environ["RAYON_NUM_THREADS"] = str(config.threads)
-        emit("done", job(config, StopSignal().listen()))
-    except ConcordError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_STOPPED if isinstance(error, StoppedError) else 1
-    return 0
+    def work(config: Config) -> dict[str, object]:
+        job.use_cpu(threads=config.threads)
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        # One that lost its parent ends at its next report; until then the next one waits.
+        with taking_turns(config.output.with_name(config.output.name + ".lock")):
+            return train(config, StopSignal().listen())
 
-
-def read_job(path: Path, config_class: type[Config]) -> Config:
-    """Parse a job's configuration; MalformedError names the first field that is wrong."""
-    try:
-        return config_class.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MalformedError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise MalformedError(f"{path}: {place}: {first['msg']}") from error
-
-
-def emit(event: str, fields: Mapping[str, object]) -> None:
-    """Print one event as a JSON line on stdout."""
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
+    return job.run(arguments, config_class, work)
 
 
 def reporter(task: Literal["pretrain", "train"]) -> Callable[[Progress], None]:
     """What prints progress events of a task."""
 
     def report(progress: Progress) -> None:
-        emit(
+        job.emit(
             "progress",
             {
                 "task": task,

@@ -20,12 +20,13 @@ from pydantic import Field
 from common import tokenizer, training
 from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import MalformedError
+from common.job import StopSignal
 from common.model import hf
 from common.model.config import ModelConfig
 from common.model.router_rows import measure, public_router
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
-from common.training import StopSignal, Trainer, TrainingConfig
+from common.training import Trainer, TrainingConfig
 
 
 class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):

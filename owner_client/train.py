@@ -29,12 +29,13 @@ from torch import Tensor
 from common import training
 from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import JobFailedError
+from common.job import StopSignal
 from common.model import hf, partition
 from common.model.partition import OWNED_EXPERT, PUBLIC_EXPERT
 from common.model.router_rows import PublicRouter
 from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
-from common.training import Loss, StopSignal, TensorBatch, Trainer, TrainingConfig
+from common.training import Loss, TensorBatch, Trainer, TrainingConfig
 from owner_client.router_init import initialise_routers
 
 EXPERT_FILE: Final = "expert.safetensors"

@@ -39,7 +39,7 @@ def start_job(tmp_path: Path) -> StartJob:
 @pytest.fixture(scope="session")
 def base(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base directory that the pretraining job makes."""
-    from common.training import StopSignal
+    from common.job import StopSignal
     from coordinator import pretrain
 
     output = tmp_path_factory.mktemp("base") / "base"

@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.data import PackedText, batches, read_split
 from common.errors import JobFailedError, MalformedError
+from common.job import StopSignal
 from common.model import hf, partition
 from common.model.router_rows import Moments, PublicRouter, log_ratio_row, measure
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
-from common.training import StopSignal, TensorBatch
+from common.training import TensorBatch
 from owner_client import router_init, train
 
 

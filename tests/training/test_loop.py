@@ -15,8 +15,9 @@ from small_jobs import expert_config, pretrain_config
 
 from common import training
 from common.errors import ConflictError, JobFailedError, MalformedError
+from common.job import EXIT_STOPPED, StoppedError, StopSignal
 from common.model.transformer import ModelOutput
-from common.training import EXIT_STOPPED, StopSignal, TensorBatch
+from common.training import TensorBatch
 from coordinator import pretrain
 from owner_client import train
 
@@ -129,7 +130,7 @@ def test_sigterm_saves_and_stops_and_the_next_run_goes_on(text: Path, tmp_path: 
 def _interrupted(config: pretrain.PretrainJob) -> None:
     stop = StopSignal()
     stop.requested = True
-    with pytest.raises(training.StoppedError):
+    with pytest.raises(StoppedError):
         pretrain.run(config, stop)
 
 
