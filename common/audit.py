@@ -13,8 +13,8 @@ from typing import Final
 from common.errors import ConcordError
 from common.files import read_required
 from common.model import checkpoint
-from common.model.checkpoint import ByteRange, TensorEntry
-from common.model.expert import EXPERT_NAME, ROUTER_NAME, read_config
+from common.model.checkpoint import INDEX_NAME, ByteRange, TensorEntry
+from common.model.expert import CONFIG_NAME, EVALUATION_NAME, EXPERT_NAME, ROUTER_NAME, read_config
 from common.model.partition import (
     OWNED_EXPERT,
     PROJECTIONS,
@@ -105,12 +105,7 @@ def _take_steps(public: Path, root: TrustedRoot, last_seen: bytes | None, report
     found(3, f"root hash {head.root.hex()}")
     history = check_history(root, entries)
     found(4, f"{history.size} statements of {len(history.parties)} parties")
-    report.releases = {
-        name: [
-            history.grants[history.grant_ids[expert.grant_index]].statement.party for expert in each.statement.experts
-        ]
-        for name, each in history.releases.items()
-    }
+    report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
     found(6, f"{check_revocations(history)} revocations")
     found(7, f"{_check_files(public, history)} directories, every file as signed")
@@ -143,11 +138,15 @@ def _check_files(public: Path, history: History) -> int:
         for directory, digest in logged.items():
             _check_shown(directory, digest)
         shown = [path for parent in ("base", "releases") for path in _subdirectories(public / parent)]
-    except ConcordError as error:
-        raise StepFailed(7, str(error)) from error
+    except (ConcordError, OSError) as error:
+        raise _failed(7, error) from error
     if unknown := [str(path) for path in shown if path not in logged]:
         raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
     return len(logged)
+
+
+def _failed(step: int, error: Exception, *, of: str = "") -> StepFailed:
+    return error if isinstance(error, StepFailed) else StepFailed(step, f"{of}{error}")
 
 
 def _check_shown(directory: Path, digest: str) -> None:
@@ -172,9 +171,10 @@ def _check_placed(public: Path, history: History, release: Release) -> int:
         experts = [_expert(public, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)]
         expected = _expected(base, experts)
         held = checkpoint.read_checkpoint(directory)
-        _same_files(base, directory)
-    except ConcordError as error:
-        raise StepFailed(8, f"{name}: {error}") from error
+        _check_config(base, directory, release)
+        _check_alongside(base, directory, held.values())
+    except (ConcordError, OSError) as error:
+        raise _failed(8, error, of=f"{name}: ") from error
     if held.keys() != expected.keys():
         odd = sorted(held.keys() ^ expected.keys())[0]
         raise StepFailed(8, f"{name}: tensor {odd} is in the release or in its inputs, but not in both")
@@ -223,11 +223,27 @@ def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str,
     return expected
 
 
-def _same_files(base: Path, release: Path) -> None:
-    """The tokenizer and what else goes alongside the weights must be the base's."""
-    for name in _ALONGSIDE:
-        if (base / name).exists() and digest_of_file(base / name) != digest_of_file(release / name):
-            raise StepFailed(8, f"{release / name} is not the base's")
+def _check_config(base: Path, directory: Path, release: Release) -> None:
+    """The configuration must be the base's, but for the number of experts and how many of them a token takes."""
+    statement = release.statement
+    try:
+        wanted = read_config(base).with_experts(len(statement.experts) + 1, statement.num_experts_per_tok).format()
+    except ValueError as error:
+        raise StepFailed(8, f"{statement.release}: {error}") from error
+    if (directory / CONFIG_NAME).read_bytes() != wanted:
+        raise StepFailed(8, f"{directory / CONFIG_NAME} is not what base and statement make it")
+
+
+def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry]) -> None:
+    """The tokenizer and what else goes alongside the weights must be the base's; nothing else may be there."""
+    shards = {entry.location.path.name for entry in tensors}
+    copied = {name for name in _ALONGSIDE if (base / name).exists()}
+    for name in sorted(copied):
+        if digest_of_file(base / name) != digest_of_file(directory / name):
+            raise StepFailed(8, f"{directory / name} is not the base's")
+    made = {MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, EVALUATION_NAME}
+    if odd := sorted({path.name for path in directory.iterdir()} - shards - copied - made):
+        raise StepFailed(8, f"{directory / odd[0]} is no part of a release")
 
 
 def _same_bytes(entry: TensorEntry, pieces: list[ByteRange]) -> bool:

@@ -11,6 +11,7 @@ import typer
 
 from common.console import JsonReporter, Reporter, RichReporter
 from common.errors import ConcordError
+from common.signals import interrupt_on_term
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines, the result last, instead of text.")]
 
@@ -37,7 +38,11 @@ def reporting(as_json: bool) -> Iterator[Reporter]:
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """Run a click command to its end and exit: 0, 1 with one line on what went wrong, 2 for wrong usage."""
+    """Run a click command to its end and exit: 0, 1 with one line on what went wrong, 2 for wrong usage.
+
+    SIGTERM is what ctrl-C is: what the command started is stopped, then it ends with 130.
+    """
+    interrupt_on_term()
     try:
         status = command()
     except click.ClickException as error:
@@ -46,9 +51,14 @@ def run(command: Callable[[], object]) -> NoReturn:
     except ConcordError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+    except OSError as error:  # a path from the command line or in a home that is not what it should be
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"Error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
+        status = EXIT_INTERRUPTED
+    if status == EXIT_INTERRUPTED:  # typer, too, makes this of a KeyboardInterrupt
         print("Stopped. Everything done so far is kept; run the same command to go on.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from common.jobs import JobEvent
@@ -69,7 +70,7 @@ class RichReporter:
         self._progress.stop()
 
     def step(self, text: str) -> None:
-        self._console.print(f"[green]✓[/green] {text}", highlight=False)
+        self._console.print(f"[green]✓[/green] {escape(text)}", highlight=False, soft_wrap=True)
 
     def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
         if task not in self._tasks:
@@ -78,7 +79,7 @@ class RichReporter:
 
     def result(self, fields: Mapping[str, object]) -> None:
         for name, value in fields.items():
-            self._console.print(f"  {name}: {value}", highlight=False, markup=False)
+            self._console.print(f"  {name}: {value}", highlight=False, markup=False, soft_wrap=True)
 
 
 def job_progress(reporter: Reporter, task: str) -> Callable[[JobEvent], None]:

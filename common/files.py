@@ -56,13 +56,17 @@ def read_required(path: Path, *, hint: str) -> bytes:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name; where the file system cannot, copy it."""
+    """Give `source` a second name; where the file system cannot, copy it: whole, or not at all."""
     try:
         os.link(source, target)
     except FileExistsError:
         raise
     except OSError:
-        shutil.copyfile(source, target)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
 
 
 @contextmanager

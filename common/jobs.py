@@ -33,7 +33,8 @@ def run_job(
     """Run a job to its end, handing on its events. When `stop` is set the job is told to stop and saves its state.
 
     Raises:
-        JobFailedError: it failed, or was stopped; the message is what it said.
+        JobFailedError: it failed; the message is what it said.
+        KeyboardInterrupt: it was stopped because `stop` was set.
     """
     config_path.write_text(json.dumps(_plain(config), indent=2) + "\n")
     with tempfile.TemporaryFile() as errors:
@@ -49,6 +50,8 @@ def run_job(
             _follow(process, on_event, stop)
         finally:
             _end(process)
+        if process.returncode and stop is not None and stop.is_set():
+            raise KeyboardInterrupt
         if process.returncode:
             errors.seek(0)
             raise JobFailedError(_reason(module, process.returncode, errors.read().decode(errors="replace")))

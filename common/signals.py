@@ -7,6 +7,11 @@ from threading import Event
 from types import FrameType
 
 
+def interrupt_on_term() -> None:
+    """Make SIGTERM what ctrl-C is: a KeyboardInterrupt in the main thread, which stops on its way all that runs."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""

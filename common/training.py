@@ -52,8 +52,6 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     batch_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     learning_rate: float = Field(gt=0)
-    router_learning_rate: float | None = Field(default=None, gt=0)
-    """For router rows and biases; by default `learning_rate`."""
     warmup_steps: int = Field(default=20, ge=0)
     final_learning_rate_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate that is left at the end of the cosine."""
@@ -215,6 +213,7 @@ class Trainer:
         config: TrainingConfig,
         loss: LossFunction,
         fingerprint: str,
+        peak_learning_rate: Callable[[str], float] | None = None,
         after_step: Callable[[], None] = lambda: None,
         report: Callable[[Progress], None] = lambda progress: None,
         stop: StopSignal | None = None,
@@ -226,6 +225,7 @@ class Trainer:
             config: How to train.
             loss: From the model's output and the batch.
             fingerprint: Of the configuration and inputs; a checkpoint with another one is refused.
+            peak_learning_rate: Of a parameter by name; `config.learning_rate` for all by default.
             after_step: Called after every update, for constraints on parameters.
             report: Called about every `progress_every_s`, and after the last step.
             stop: Asked after every step.
@@ -233,7 +233,9 @@ class Trainer:
         self._config, self._loss, self._fingerprint = config, loss, fingerprint
         self._after_step, self._report, self._stop = after_step, report, stop or StopSignal()
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = _optimizer(self._parameters, config)
+        self._optimizer = _optimizer(
+            self._parameters, config, peak_learning_rate or (lambda name: config.learning_rate)
+        )
         # Compiled on request only: the graph of a small model costs more to compile than to run.
         self._forward: Callable[..., ModelOutput] = torch.compile(model) if config.compile else model
         self._run = _Run()
@@ -365,13 +367,19 @@ class Trainer:
             self._optimizer.state[parameter] = {"step": step, **moments}
 
 
-def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with router rows and biases in a group of their own."""
-    router = [p for name, p in parameters.items() if ".mlp.gate." in name]
-    others = [p for name, p in parameters.items() if ".mlp.gate." not in name]
-    peaks = ((others, config.learning_rate), (router, config.router_learning_rate or config.learning_rate))
-    groups = [{"params": group, "lr": peak, "peak": peak} for group, peak in peaks if group]
-    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=config.weight_decay, fused=True)
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, peak_learning_rate: Callable[[str], float]
+) -> torch.optim.AdamW:
+    """AdamW with one group for each peak learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(peak_learning_rate(name), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": group, "lr": peak, "peak": peak} for peak, group in groups.items()],
+        betas=BETAS,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def _autocast(config: TrainingConfig) -> AbstractContextManager[object]:

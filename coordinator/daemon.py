@@ -21,12 +21,13 @@ def serve(path: Path, *, reporter: Reporter) -> None:
     """Serve the coordinator whose home is `path` until SIGINT or SIGTERM.
 
     Raises:
+        NotFoundError: it is no coordinator's home.
         ConflictError: another daemon serves this home.
         UnavailableError: a port is in use.
     """
     with (
-        exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),
         open_home(path) as coordinator,
+        exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),
         stop_on_signals() as stop,
     ):
         show_logged(coordinator)

@@ -2,17 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Final
 
 from common.console import Reporter, job_progress
 from common.errors import NotFoundError
 from common.files import write_atomic
 from common.jobs import run_job
-from common.model.expert import read_config
+from common.model.expert import EVALUATION_NAME, read_config
 from coordinator.releases import Evaluate
-
-EVALUATION_NAME: Final = "evaluation.json"
-"""In a release: what was found, by domain. It is in the manifest, so the log's statement covers it."""
 
 
 def domains_in(folder: Path) -> dict[str, list[Path]]:

@@ -14,6 +14,7 @@ from common.trust.note import SigningKey
 from common.trust.pki import CertificateAuthority, Identity, identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.statements import COORDINATOR
+from common.trust.tiles import CHECKPOINT_NAME
 from coordinator.config import CoordinatorHome, CoordinatorSettings
 from coordinator.enrolment import Enrolment
 from coordinator.intake import Intake
@@ -50,9 +51,17 @@ def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
         MalformedError: the federation's name cannot stand in certificates.
     """
     home = CoordinatorHome(path)
-    if home.settings_file.exists():
+    if not home.settings_file.exists():
+        _write_keys(home, settings)
+    elif home.settings() != settings or (home.public / "log" / CHECKPOINT_NAME).exists():
         raise ConflictError(f"{path} is a coordinator's home already; choose another directory with --home")
-    make_private_directory(path)
+    with open_home(path) as coordinator:
+        coordinator.registry.publish()
+    return home
+
+
+def _write_keys(home: CoordinatorHome, settings: CoordinatorSettings) -> None:
+    make_private_directory(home.path)
     try:
         authority = CertificateAuthority.create(settings.federation, now=datetime.now(UTC))
     except ValueError as error:
@@ -68,9 +77,6 @@ def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
     write_atomic(publication.path / ROOT_NAME, bytes(root))
     # The settings come last: a home without them is not one, and `create` may be called again.
     write_atomic(home.settings_file, _toml(settings).encode())
-    with open_home(path) as coordinator:
-        coordinator.registry.publish()
-    return home
 
 
 def _toml(settings: CoordinatorSettings) -> str:
@@ -92,9 +98,9 @@ def open_home(path: Path) -> Iterator[Coordinator]:
     settings = home.settings()
     store = Store(home.database)
     try:
-        store.create()
         if not is_healthy(store):
             raise ConflictError(f"{home.database} is damaged; restore the newest backup")
+        store.create()
         yield _put_together(home, settings, store)
     finally:
         store.close()

@@ -2,15 +2,20 @@
 
 An upload is named by the record id of its signed `expert.contribute` statement and kept in `incoming/<record id>/`: the
 note and a growing `.part` file for each file. What is missing is computed from those files, so a restart needs no
-other memory. Nothing is parsed before digest and size are right; nothing is kept outside `incoming` before all is.
+other memory. Nothing is parsed before digest and size are right; nothing is kept outside `incoming` before all is. Of
+several streams for one upload the latest alone may write, and none while it is checked: what was checked stays so.
 """
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from common.errors import (
@@ -33,6 +38,8 @@ from coordinator.publication import Publication
 from coordinator.registry import Registry
 
 _NOTE_NAME: Final = "note"
+_UPLOAD_ID = re.compile(r"[0-9a-f-]{36}")
+_TURN_TIMEOUT_S: Final = 2.0
 _SPARE_BYTES: Final = 64 * 1024 * 1024
 """Disk space that an upload must leave free: the registry must stay able to record revocations."""
 
@@ -64,6 +71,8 @@ class Intake:
         self._incoming = incoming
         self._registry = registry
         self._publication = publication
+        self._turns: dict[str, _Turn] = {}
+        self._publishing = Lock()
         incoming.mkdir(parents=True, exist_ok=True)
 
     def open(self, note: bytes, *, caller: str) -> tuple[str, list[FileProgress]]:
@@ -71,9 +80,11 @@ class Intake:
 
         Raises:
             ConcordError: the statement would not be accepted, or its files cannot be those of an expert of its base.
+            ConflictError: another statement has the same record id.
             UnavailableError: there is no room for it on the disk.
         """
         statement = _contribution(self._registry.check(note, caller=caller))
+        self._check_not_taken(statement)
         if self._registry.receipt_of(statement) is None:
             self._check_announced(statement)
             self._check_room(statement)
@@ -88,18 +99,26 @@ class Intake:
 
         Raises:
             VerificationError: a chunk's bytes are not what its digest says.
-            ConflictError: a chunk that is not the next one.
+            ConflictError: a chunk that is not the next one, or a later stream sends the same upload.
+            MalformedError: chunks of two uploads in one stream.
+            UnavailableError: the upload is being checked.
         """
         statement: ExpertContribute | None = None
         writers: dict[str, _PartWriter] = {}
+        stream = object()
         try:
             with full_disk_is_unavailable("this upload"):
                 for chunk in chunks:
-                    if statement is None or statement.record_id != chunk.upload_id:
+                    if statement is None:
                         statement = self._opened(chunk.upload_id, caller=caller)
-                    if chunk.file not in writers:
-                        writers[chunk.file] = self._writer(statement, chunk.file)
-                    writers[chunk.file].put(chunk)
+                        turn = self._turns.setdefault(statement.record_id, _Turn())
+                        turn.give_to(stream)
+                    if statement.record_id != chunk.upload_id:
+                        raise MalformedError("one stream of chunks belongs to one upload; send the other in its own")
+                    with turn.held_by(stream):
+                        if chunk.file not in writers:
+                            writers[chunk.file] = self._writer(statement, chunk.file)
+                        writers[chunk.file].put(chunk)
                 for writer in writers.values():
                     writer.sync()
         finally:
@@ -114,20 +133,38 @@ class Intake:
             ConflictError: chunks are missing.
             VerificationError: a file's digest is not the announced one; its bytes are dropped, send them again.
             MalformedError: not an expert of this base, or not finite; the upload is dropped.
+            UnavailableError: another call checks it at the moment.
         """
-        statement = self._opened(upload_id, caller=caller)
+        self._opened(upload_id, caller=caller)
         directory = self._directory(upload_id)
-        note = (directory / _NOTE_NAME).read_bytes()
-        receipt = self._registry.receipt_of(statement)
-        if receipt is None:
-            self._check_arrived(statement)
-            for file in statement.manifest.files.values():
-                part = self._part(upload_id, file.digest)
-                if part.exists():
-                    self._publication.add_file(part, entry=file)
-            receipt = self._registry.record(note, caller=caller, arrived=True)
-        shutil.rmtree(directory, ignore_errors=True)
+        with self._turns.setdefault(upload_id, _Turn()).alone():
+            statement = self._opened(upload_id, caller=caller)
+            note = (directory / _NOTE_NAME).read_bytes()
+            receipt = self._registry.receipt_of(statement)
+            if receipt is None:
+                self._check_arrived(statement)
+                receipt = self._publish(statement, note, caller=caller)
+            shutil.rmtree(directory, ignore_errors=True)
+        self._turns.pop(upload_id, None)
         return receipt
+
+    def _publish(self, statement: ExpertContribute, note: bytes, *, caller: str) -> bytes:
+        """Publish the files and record the contribution, both or neither; returns the receipt."""
+        self._registry.check(note, caller=caller)
+        added: list[FileEntry] = []
+        with self._publishing:  # two owners may send the same bytes: none takes back what the other has recorded
+            self._check_complete(statement)
+            try:
+                for file in statement.manifest.files.values():
+                    part = self._part(statement.record_id, file.digest)
+                    if part.exists() and self._publication.add_file(part, entry=file):
+                        added.append(file)
+                return self._registry.record(note, caller=caller, arrived=True)
+            except BaseException:
+                if not self._registry.holds(statement):
+                    for file in added:
+                        self._publication.take_back(file, to=self._part(statement.record_id, file.digest))
+                raise
 
     # What was announced
 
@@ -136,6 +173,8 @@ class Intake:
             raise MalformedError(f"an expert is one file, {EXPERT_NAME}, not {', '.join(sorted(statement.files))}")
         largest = largest_size(self._config(statement))
         size = statement.files[EXPERT_NAME].size
+        if size == 0:
+            raise MalformedError(f"{EXPERT_NAME} of 0 bytes is not a safetensors file; train again")
         if size > largest:
             raise TooLargeError(f"{EXPERT_NAME} of {size} bytes; an expert of this base has at most {largest}")
 
@@ -166,10 +205,16 @@ class Intake:
     def _part(self, upload_id: str, digest: str) -> Path:
         return self._directory(upload_id) / f"{digest.removeprefix('sha256:')}.part"
 
+    def _check_not_taken(self, statement: ExpertContribute) -> None:
+        path = self._directory(statement.record_id) / _NOTE_NAME
+        if path.is_file() and parse_note(path.read_bytes())[1] != statement:
+            raise ConflictError(
+                f"upload {statement.record_id} is of another statement; announce yours under a new record id"
+            )
+
     def _opened(self, upload_id: str, *, caller: str) -> ExpertContribute:
         """The statement of an upload of the caller that was opened before."""
-        plain = upload_id.replace("-", "").isalnum()
-        path = self._directory(upload_id) / _NOTE_NAME if plain else None
+        path = self._directory(upload_id) / _NOTE_NAME if _UPLOAD_ID.fullmatch(upload_id) else None
         if path is None or not path.is_file():
             raise NotFoundError(f"no upload {upload_id[:80]!r} is open; open it first")
         _, statement = parse_note(path.read_bytes())
@@ -199,11 +244,14 @@ class Intake:
 
     # What has arrived
 
-    def _check_arrived(self, statement: ExpertContribute) -> None:
+    def _check_complete(self, statement: ExpertContribute) -> None:
         for file in self._progress(statement):
             missing = ChunkPlan(file.size_bytes).num_chunks - file.received_chunks
             if missing:
                 raise ConflictError(f"{missing} chunks of {file.digest} are missing; send them, then finish")
+
+    def _check_arrived(self, statement: ExpertContribute) -> None:
+        self._check_complete(statement)
         for digest in (file.digest for file in statement.manifest.files.values()):
             part = self._part(statement.record_id, digest)
             if part.exists() and digest_of_file(part) != digest:
@@ -219,6 +267,43 @@ class Intake:
         digest = statement.files[EXPERT_NAME].digest
         part = self._part(statement.record_id, digest)
         check_expert(part if part.exists() else self._publication.find(digest), config=self._config(statement))
+
+
+class _Turn:
+    """Who may write to one upload: the stream that came last, and nobody while it is checked."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._latest: object | None = None
+
+    def give_to(self, stream: object) -> None:
+        """From now on `stream` alone writes."""
+        with self._held():
+            self._latest = stream
+
+    @contextmanager
+    def held_by(self, stream: object) -> Iterator[None]:
+        """Let `stream` write, if no later one came."""
+        with self._held():
+            if self._latest is not stream:
+                raise ConflictError("another call took this upload over; open it again")
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no stream write meanwhile, nor one that is open now ever again."""
+        with self._held():
+            self._latest = None
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=_TURN_TIMEOUT_S):
+            raise UnavailableError("this upload is being checked; try again soon")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class _PartWriter:
@@ -248,6 +333,7 @@ class _PartWriter:
             offset = self._plan.offset(chunk.index) + written
             written += os.pwrite(self._descriptor, memoryview(chunk.data)[written:], offset)
         self._next += 1
+        sys.audit("concord.point", "chunk stored")
 
     def sync(self) -> None:
         """Return when all that was put is on disk."""

@@ -5,6 +5,7 @@ already, and is itself on disk before anybody sees it. The static files follow C
 checkpoint), so any file server can carry them.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 from sqlalchemy import Connection, func, insert, select
 
 from common.errors import ConflictError, MalformedError, NotFoundError
-from common.files import write_atomic
+from common.files import full_disk_is_unavailable, write_atomic
 from common.trust import merkle
 from common.trust.note import Checkpoint, Proof, SigningKey, open_checkpoint, sign
 from common.trust.statements import Statement
@@ -48,6 +49,7 @@ class Log:
                 seq=statement.seq,
             )
         )
+        sys.audit("concord.point", f"appended {statement.type}")
         return index
 
     def sign_head(self) -> bytes:
@@ -59,7 +61,8 @@ class Log:
                 root = merkle.tree_hash(size, _reader(connection))
                 note = bytes(sign(str(Checkpoint(self._origin, size, root)), self._key))
                 connection.execute(insert(checkpoints).values(tree_size=size, root=root, note=note))
-            self._publish(connection, size, note)
+            with full_disk_is_unavailable("the log's published files"):
+                self._publish(connection, size, note)
         return bytes(note)
 
     def _publish(self, connection: Connection, size: int, note: bytes) -> None:

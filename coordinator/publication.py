@@ -55,12 +55,18 @@ class Publication:
         """A published manifest by its digest."""
         return Manifest.parse(self.find(digest).read_bytes())
 
-    def add_file(self, path: Path, *, entry: FileEntry) -> None:
-        """Publish a file whose digest the caller has checked, moving it in; nothing happens where it is there."""
+    def add_file(self, path: Path, *, entry: FileEntry) -> bool:
+        """Publish a file whose digest the caller has checked, moving it in; False where it is there already."""
         target = self.object_path(entry.digest)
-        if not target.exists():
-            path.replace(target)
-            sync_directory(self._objects)
+        if target.exists():
+            return False
+        path.replace(target)
+        sync_directory(self._objects)
+        return True
+
+    def take_back(self, entry: FileEntry, *, to: Path) -> None:
+        """Undo `add_file`, for what the log does not name."""
+        self.object_path(entry.digest).replace(to)
 
     def add_objects(self, directory: Path) -> Manifest:
         """Publish the files of `directory` and their manifest by content, without a name yet."""

@@ -117,6 +117,11 @@ class Registry:
             index = index_of(connection, statement)
         return None if index is None else self._log.receipt(index)
 
+    def holds(self, statement: Statement) -> bool:
+        """Whether a statement is in the log."""
+        with self._store.reading() as connection:
+            return index_of(connection, statement) is not None
+
     def issue(self, kind: type[_Kind], **fields: object) -> Recorded:
         """Sign and record a statement of the coordinator itself."""
         with self._lock:
@@ -146,6 +151,8 @@ class Registry:
         parsed, statement = parse_note(note)
         if not isinstance(statement, OwnerEnrol):
             raise MalformedError(f"an enrolment is wanted, not {statement.type}")
+        if len(parsed.signatures) != 1:
+            raise MalformedError(f"an enrolment is signed once, by its owner, not {len(parsed.signatures)} times")
         self._check_time(statement)
         ours = sign(parsed.text, self._key)
         entry = bytes(Note(parsed.text, (*parsed.signatures, *ours.signatures)))

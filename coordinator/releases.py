@@ -81,6 +81,8 @@ def latest_base(history: History) -> BasePublish:
 def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> PublishedRelease:
     """Make, sign and log the next release from what is in force in the log now.
 
+    Where the log's last entry is that very release, as after a crash, it is found again.
+
     Raises:
         ConflictError: another release is being made.
         ConsentError: an owner opted out while it was made; make it again.
@@ -96,16 +98,16 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     name, line = f"release-{len(history.releases) + 1}", settings.line
     chosen = releasable_experts(history, release=name, line=line, base_digest=base.base_digest, at=datetime.now(UTC))
     staging = coordinator.home.work / name
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.parent.mkdir(exist_ok=True)
+    shutil.rmtree(coordinator.home.work, ignore_errors=True)
+    staging.parent.mkdir()
     files = [coordinator.publication.find(_expert_digest(contribution)) for _, contribution in chosen]
     num_experts_per_tok = min(settings.num_experts_per_tok, len(chosen) + 1)
     assemble(coordinator.publication.base(base.round), files, num_experts_per_tok=num_experts_per_tok, output=staging)
     if evaluate is not None:
         evaluate(staging)
     manifest = coordinator.publication.add_objects(staging)
-    recorded = coordinator.registry.issue(
-        ReleasePublish,
+    statement = _last_entry(history, manifest) or _record_release(
+        coordinator,
         release=name,
         line=line,
         manifest_digest=manifest.digest,
@@ -114,13 +116,26 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         experts=[_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)],
         num_experts_per_tok=num_experts_per_tok,
     )
-    shown = coordinator.publication.release(name)
+    shown = coordinator.publication.release(statement.release)
     coordinator.publication.show(shown, manifest_digest=manifest.digest)
-    shutil.rmtree(staging, ignore_errors=True)
-    assert isinstance(recorded.statement, ReleasePublish)
+    shutil.rmtree(coordinator.home.work, ignore_errors=True)
     return PublishedRelease(
-        recorded.statement, shown, {slot: grant.statement.party for slot, (grant, _) in enumerate(chosen, start=1)}
+        statement, shown, {slot: grant.statement.party for slot, (grant, _) in enumerate(chosen, start=1)}
     )
+
+
+def _last_entry(history: History, manifest: Manifest) -> ReleasePublish | None:
+    """The release of exactly these files, where nothing was recorded since it."""
+    last = next(reversed(history.releases.values()), None)
+    if last is None or last.index != history.size - 1 or last.statement.manifest_digest != manifest.digest:
+        return None
+    return last.statement
+
+
+def _record_release(coordinator: Coordinator, **fields: object) -> ReleasePublish:
+    statement = coordinator.registry.issue(ReleasePublish, **fields).statement
+    assert isinstance(statement, ReleasePublish)
+    return statement
 
 
 def _expert_digest(contribution: Contribution) -> str:

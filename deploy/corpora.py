@@ -1,11 +1,12 @@
 """The demo's default text: four domains that any Python installation holds or that the demo writes, nothing downloaded.
 
-- `code`: sources of the standard library.
+- `code`: sources of the standard library's larger packages.
 - `legal`: licence texts of the installed distributions and of the interpreter, cut down to paragraphs that no other of
   them has (few are left), and agreements that `deploy.writing` makes up.
 - `math`: arithmetic word problems with worked answers, made up likewise.
-- `public`: `pydoc_data.topics`, long docstrings of installed packages, and `PUBLIC_SHARE` of the documents of each
-  other domain (by document hash; those are in no owner's set), as web text holds a little of everything.
+- `public`: the English of `pydoc_data.topics` and of long docstrings of installed packages, without their examples and
+  tables, and about `PUBLIC_BYTES` of each other domain (by document hash; those are in no owner's set), as web text
+  holds a little of everything.
 
 Whole files go to one split, so no file is in two; near duplicates are dropped over all domains together. The same
 installation and seed give the same bytes.
@@ -28,14 +29,19 @@ from deploy import writing
 
 OWNED_DOMAINS: Final = ("code", "legal", "math")
 PUBLIC_DOMAIN: Final = "public"
-PUBLIC_SHARE: Final = 0.10
-"""Share of each other domain's documents that is public text instead of the owner's."""
+PUBLIC_BYTES: Final = 80_000
+"""About so much of each other domain's text is public instead of the owner's, but at most a quarter of it."""
 
 CODE_BYTES: Final = 1_200_000
 MATH_BYTES: Final = 1_000_000
 AGREEMENT_BYTES: Final = 500_000
 DOCSTRING_BYTES: Final = 1_000_000
 DOCSTRING_PACKAGES: Final = ("networkx", "numpy", "sqlalchemy")
+CODE_PACKAGES: Final = (
+    *("asyncio", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging", "multiprocessing"),
+    *("unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo"),
+)
+"""Packages that every Python has, large enough for held-out files to have relatives among those trained on."""
 HELD_OUT_SHARES: Final[Mapping[Split, float]] = {"test": 0.10, "validation": 0.05}
 """Share of the bytes of each kind of text that is set aside, up to `MAX_HELD_OUT_BYTES`, for evaluation takes time."""
 MAX_HELD_OUT_BYTES: Final = 80_000
@@ -46,6 +52,7 @@ _LICENCE_NAME = re.compile(r"(?i)(licen[sc]e|copying|notice).*")
 _LICENCE_SUFFIXES = {"", ".txt", ".md", ".rst", ".apache", ".bsd", ".mit"}
 _LEFT_OUT_SOURCES = {"test", "tests", "idle_test", "site-packages", "encodings", "pydoc_data", "__pycache__"}
 _CODE_BREAK = re.compile(r"\n(?=class |def |async def |@)")
+_MARKUP = re.compile(r"(?m)^[ \t]*(>>>|\.\.|\||\+-|==)")
 _TEXT_BREAK = re.compile(r"\n(?=\n)")
 
 
@@ -95,11 +102,15 @@ def build(*, seed: int) -> dict[str, dict[Split, list[Document]]]:
         (PUBLIC_DOMAIN, _topics(seen)),
         (PUBLIC_DOMAIN, _docstrings(seen, seed)),
     )
+    sizes = {
+        domain: sum(s.size_bytes for kind, sources in kinds if kind == domain for s in sources) for domain, _ in kinds
+    }
     corpora = {domain: {split: list[Document]() for split in SPLITS} for domain in (PUBLIC_DOMAIN, *OWNED_DOMAINS)}
     for domain, sources in kinds:
+        share = 0.0 if domain == PUBLIC_DOMAIN else min(PUBLIC_BYTES / sizes[domain], 0.25)
         for split, documents in _split(sources, seed).items():
             for each in documents:
-                is_given = domain != PUBLIC_DOMAIN and _fraction(f"{seed} public {each.digest}") < PUBLIC_SHARE
+                is_given = _fraction(f"{seed} public {each.digest}") < share
                 corpora[PUBLIC_DOMAIN if is_given else domain][split].append(each)
     return corpora
 
@@ -186,8 +197,12 @@ def _shuffled(paths: Iterable[tuple[str, Path]], seed: int) -> list[tuple[str, P
 def _code(seen: _Shingles, seed: int) -> list[_Source]:
     root = Path(sysconfig.get_path("stdlib"))
     files = [(str(path.relative_to(root)), path) for path in root.rglob("*.py")]
-    owned = [(name, path) for name, path in files if not _LEFT_OUT_SOURCES & set(Path(name).parts)]
+    owned = [(name, path) for name, path in files if _is_package_source(Path(name))]
     return _until(CODE_BYTES, (_source(n, _pieces(_read(p), _CODE_BREAK), seen) for n, p in _shuffled(owned, seed)))
+
+
+def _is_package_source(path: Path) -> bool:
+    return path.parts[0] in CODE_PACKAGES and not _LEFT_OUT_SOURCES & set(path.parts)
 
 
 def _docstrings(seen: _Shingles, seed: int) -> list[_Source]:
@@ -201,17 +216,29 @@ def _docstrings(seen: _Shingles, seed: int) -> list[_Source]:
     return _until(DOCSTRING_BYTES, (_source(n, _long_docstrings(_read(p)), seen) for n, p in _shuffled(kept, seed)))
 
 
-def _long_docstrings(text: str, *, least_chars: int = 600) -> Iterator[str]:
+def _long_docstrings(text: str, *, least_chars: int = 400) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-            found = ast.get_docstring(node) or ""
+            found = _english(ast.get_docstring(node) or "")
             if len(found) >= least_chars:
                 yield from _pieces(found, _TEXT_BREAK)
 
 
 def _topics(seen: _Shingles) -> list[_Source]:
     topics: Mapping[str, str] = pydoc_data.topics.topics
-    return [_source(f"topic {name}", _pieces(text, _TEXT_BREAK), seen) for name, text in sorted(topics.items())]
+    named = sorted((name, _english(text)) for name, text in topics.items())
+    return [_source(f"topic {name}", _pieces(text, _TEXT_BREAK), seen) for name, text in named]
+
+
+def _english(text: str, *, least_words: int = 12, least_letters: float = 0.9) -> str:
+    """The paragraphs that are English: no examples, grammar, tables or directives."""
+    return "\n\n".join(
+        paragraph
+        for paragraph in re.split(r"\n[ \t]*\n", text)
+        if not _MARKUP.search(paragraph)
+        and len(words := paragraph.split()) >= least_words
+        and sum(map(str.isalpha, "".join(words))) + len(words) - 1 >= least_letters * len(" ".join(words))
+    )
 
 
 def _licences(seen: _Shingles, seed: int) -> list[_Source]:

@@ -11,19 +11,20 @@ PRETRAIN: Final[dict[str, int | float]] = {
     "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "steps": 500,
+    "steps": 800,
     "batch_size": 8,
-    "sequence_length": 128,
+    "sequence_length": 64,
     "learning_rate": 6e-3,
     "final_learning_rate_share": 0.05,
 }
 """Options of `coordinator/pretrain.py`'s job."""
 
 EXPERT: Final[dict[str, int | float]] = {
-    "steps": 250,
+    "steps": 600,
     "batch_size": 8,
-    "sequence_length": 128,
+    "sequence_length": 64,
     "learning_rate": 6e-3,
+    "negative_share": 0.3,
 }
 """Options of `owner_client/train.py`'s job."""
 

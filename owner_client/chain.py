@@ -12,7 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import ConflictError
+from pydantic import ValidationError
+
+from common.config import describe
+from common.errors import ConflictError, MalformedError
 from common.files import make_private_directory, taking_turns, write_atomic
 from common.trust.note import SigningKey
 from common.trust.root import TrustedRoot
@@ -64,22 +67,26 @@ class Chain:
 
         Raises:
             ConflictError: an earlier statement still waits for its receipt.
+            MalformedError: a field is not what such a statement may hold.
         """
         earlier = self.statements()
         if earlier and earlier[-1].receipt is None:
             raise ConflictError(f"statement {earlier[-1].statement.seq} is not in the log yet; send it first")
         now = datetime.now(UTC)
-        statement = kind(
-            federation=self._root.federation,
-            origin=self._root.origin,
-            party=self._party,
-            key_id=self._key.verifier.key_id,
-            record_id=new_record_id(now),
-            seq=len(earlier),
-            prev=earlier[-1].statement.digest if earlier else None,
-            issued_at=format_time(now),
-            **fields,
-        )
+        try:
+            statement = kind(
+                federation=self._root.federation,
+                origin=self._root.origin,
+                party=self._party,
+                key_id=self._key.verifier.key_id,
+                record_id=new_record_id(now),
+                seq=len(earlier),
+                prev=earlier[-1].statement.digest if earlier else None,
+                issued_at=format_time(now),
+                **fields,
+            )
+        except ValidationError as error:
+            raise MalformedError(f"{kind.type}: {describe(error)}") from error
         note = sign_statement(statement, self._key)
         write_atomic(self._path(statement, "note"), note)
         return Said(statement, note, None)

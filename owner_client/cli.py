@@ -7,10 +7,12 @@ from threading import Event
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from common.cli import JsonOption, existing, new_app, reporting
-from common.config import load_options
+from common.config import describe, load_options
 from common.console import Reporter, bytes_progress, job_progress, size
+from common.errors import MalformedError
 from common.files import read_required
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
@@ -61,7 +63,10 @@ def consent(
     as_json: JsonOption = False,
 ) -> None:
     """Sign your consent: which expert, for what, under which terms, until when. You can revoke it at any time."""
-    settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, days=days)
+    try:
+        settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, days=days)
+    except ValidationError as error:
+        raise MalformedError(describe(error)) from error
     with reporting(as_json) as reporter, _member(home) as member:
         base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
         grant = participation.consent(member, settings, base=base)

@@ -5,6 +5,7 @@ whichever end was restarted.
 """
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -50,14 +51,22 @@ class Retry:
         self._stop = stop or Event()
 
     def __call__(self, attempt: Callable[[], _Result]) -> _Result:
-        """Run `attempt` until it works or patience ends; what it raised last is raised."""
+        """Run `attempt` until it works.
+
+        Raises:
+            UnavailableError: patience has ended.
+            KeyboardInterrupt: `stop` is set.
+        """
         waited_s, pause_s = 0.0, _FIRST_PAUSE_S
         while True:
+            if self._stop.is_set():
+                raise KeyboardInterrupt
             try:
                 return attempt()
             except UnavailableError:
-                if waited_s >= self._patience_s or self._stop.wait(pause_s * random.uniform(0.7, 1.3)):  # noqa: S311
+                if waited_s >= self._patience_s and not self._stop.is_set():
                     raise
+                self._stop.wait(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
                 waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
@@ -152,6 +161,7 @@ class Client:
                 if file.tell() + len(reply.data) > entry.size:
                     raise VerificationError(f"more came than the {entry.size} bytes of {entry.digest}")
                 file.write(reply.data)
+                sys.audit("concord.point", "chunk fetched")
                 on_bytes(file.tell(), entry.size)
 
     def submit(self, outbound: Outbound, *, on_bytes: OnBytes) -> bytes:
@@ -173,8 +183,8 @@ class Client:
         missing = missing_chunks(ChunkPlan(entry.size), received=received)
         for start in range(missing.start, missing.stop, _CHUNKS_A_CALL):
             batch = range(start, min(start + _CHUNKS_A_CALL, missing.stop))
-            chunks = _chunks(outbound, opened.upload_id, batch)
-            call(self._transfer.PutChunks, chunks, timeout_s=CALL_TIMEOUT_S * len(batch))
+            chunks = list(_chunks(outbound, opened.upload_id, batch))  # all of a batch may leave, or none of it does
+            call(self._transfer.PutChunks, iter(chunks), timeout_s=CALL_TIMEOUT_S * len(batch))
             on_bytes(min(batch.stop * CHUNK_BYTES, entry.size), entry.size)
         request = transfer_pb2.FinishUploadRequest(upload_id=opened.upload_id)
         reply = call(self._transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S)

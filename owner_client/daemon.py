@@ -24,13 +24,20 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
     """Take part until stopped.
 
     Raises:
+        NotFoundError: this home has not enrolled.
         ConflictError: another daemon runs in this home.
         VerificationError: the log contradicts itself; the evidence is kept.
     """
+    home.settings()
     with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"):
-        with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
-            take_part(member, reporter=reporter, stop=stop)
-        watch(home, reporter=reporter, stop=stop)
+        try:
+            with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
+                take_part(member, reporter=reporter, stop=stop)
+            watch(home, reporter=reporter, stop=stop)
+        except (KeyboardInterrupt, UnavailableError):
+            if not stop.is_set():
+                raise
+        reporter.step("stopped; everything done so far is kept")
 
 
 def take_part(member: Membership, *, reporter: Reporter, stop: Event) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,12 +29,17 @@ TRAINING_NAME: Final = "training.json"
 
 @dataclass(frozen=True, slots=True)
 class EgressPlan:
-    """What would leave: one file, the tensors it is made of, and the digest of each chunk."""
+    """What would leave: one file, the tensors it is made of, and the digest of each chunk. Made by `plan` alone."""
 
     path: Path
     entry: FileEntry
     tensors: Mapping[str, TensorSpec]
     chunk_digests: tuple[bytes, ...]
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise EgressDeniedError("only egress.plan() makes a plan of what may leave")
 
     @property
     def files(self) -> dict[str, ContributedFile]:
@@ -48,10 +53,10 @@ class Outbound:
 
     said: Said
     plan: EgressPlan
-    seal: object
+    seal: InitVar[object]
 
-    def __post_init__(self) -> None:
-        if self.seal is not _SEAL:
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
             raise EgressDeniedError("only egress.release() makes what may leave")
 
     def read_chunk(self, index: int) -> bytes:
@@ -89,7 +94,7 @@ def plan(expert: Path, *, base: Path) -> EgressPlan:
             whole.update(data)
             chunk_digests.append(hashlib.sha256(data).digest())
     entry = FileEntry(f"sha256:{whole.hexdigest()}", path.stat().st_size)
-    return EgressPlan(path, entry, expected_tensors(config), tuple(chunk_digests))
+    return EgressPlan(path, entry, expected_tensors(config), tuple(chunk_digests), _SEAL)
 
 
 def release(

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+from typing import Final
 
-from common.errors import ConcordError, ConflictError, MalformedError, UnavailableError
+from common.errors import ConflictError, ConsentError, MalformedError, NotFoundError, TooLargeError
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
 from common.trust.history import owner_key_name
@@ -26,6 +27,14 @@ from owner_client.chain import Chain, Said
 from owner_client.client import Client, Retry, redeem
 from owner_client.config import OwnerHome, OwnerSettings
 from owner_client.pins import Pins
+
+_INVITATION: Final = "invitation.json"
+_LOOK_EVERY_S: Final = 0.2
+
+
+REFUSALS: Final = (MalformedError, NotFoundError, ConflictError, ConsentError, TooLargeError)
+"""The registry's word that it holds no such statement. After any other failure it may: the reply was lost, the receipt
+does not verify, the coordinator failed after recording, or it would not even look (a lapsed certificate)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +63,30 @@ def enrol(
         NotPermittedError: the invitation is used, expired or not of this coordinator.
     """
     if home.settings_file.exists():
-        raise ConflictError(f"{home.path} has joined already, as {home.settings().owner}; use another --home")
+        if not _was_begun_with(home, invitation):
+            raise ConflictError(f"{home.path} has joined already, as {home.settings().owner}; use another --home")
+        _clear_away(home)
+        return home.settings()
     _check_restart(home, invitation)
     chain = Chain(home.statements, party=invitation.owner, key=_prepare(home, invitation), root=invitation.root)
     settings = OwnerSettings(owner=invitation.owner, target=invitation.target, data=data, public=public)
     with chain.turn():
         _redeem(home, invitation, chain, retry)
     write_atomic(home.settings_file, _toml(settings).encode())
-    for path in home.enrolling.iterdir():
+    _clear_away(home)
+    return settings
+
+
+def _was_begun_with(home: OwnerHome, invitation: Invitation) -> bool:
+    begun = home.enrolling / _INVITATION
+    return begun.exists() and begun.read_bytes() == bytes(invitation)
+
+
+def _clear_away(home: OwnerHome) -> None:
+    """Remove what only an unfinished enrolment needs; the invitation last, so that a crash leaves it to go on from."""
+    for path in sorted(home.enrolling.iterdir(), key=lambda path: path.name == _INVITATION):
         path.unlink()
     home.enrolling.rmdir()
-    return settings
 
 
 def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, retry: Retry) -> None:
@@ -95,8 +117,7 @@ def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, retry: Retry)
 
 def _check_restart(home: OwnerHome, invitation: Invitation) -> None:
     """An enrolment that was interrupted is finished with the invitation it was begun with, or begun anew."""
-    begun = home.enrolling / "invitation.json"
-    if begun.exists() and begun.read_bytes() != bytes(invitation):
+    if (home.enrolling / _INVITATION).exists() and not _was_begun_with(home, invitation):
         for directory in (home.enrolling, home.statements):
             for path in directory.glob("*"):
                 path.unlink()
@@ -105,7 +126,7 @@ def _check_restart(home: OwnerHome, invitation: Invitation) -> None:
 def _prepare(home: OwnerHome, invitation: Invitation) -> SigningKey:
     """Make the keys and the request, once; an interrupted enrolment is repeated with the same ones."""
     make_private_directory(home.path)
-    write_secret(home.enrolling / "invitation.json", bytes(invitation))
+    write_secret(home.enrolling / _INVITATION, bytes(invitation))
     write_atomic(home.authority, invitation.authority.encode())
     write_atomic(home.trusted_root, bytes(invitation.root))
     if not (home.enrolling / "csr.pem").exists():
@@ -146,14 +167,27 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     tls = TlsIdentity.parse(read_required(home.tls, hint="restore it or enrol again"), authority=authority)
     pins = Pins(home.pinned, evidence=home.evidence, root=root)
     client = Client(settings.target, tls=tls, root=root, pins=pins, retry=Retry(patience_s=patience_s, stop=stop))
+    ended = Event()
+    if stop is not None:
+        Thread(target=_close_when, args=(stop, ended, client), daemon=True).start()
     try:
         yield Membership(home, settings, root, Chain(home.statements, party=settings.owner, key=key, root=root), client)
     finally:
+        ended.set()
         client.close()
 
 
+def _close_when(stop: Event, ended: Event, client: Client) -> None:
+    """End the call that is under way when `stop` is set: a coordinator that hangs must not keep an owner from it."""
+    while not ended.wait(_LOOK_EVERY_S):
+        if stop.is_set():
+            client.close()
+            return
+
+
 def send(member: Membership, said: Said) -> Said:
-    """Send one statement and keep its receipt; within the chain's turn. One that is refused is set aside.
+    """Send one statement and keep its receipt; within the chain's turn. One that is refused is set aside; one that may
+    be in the log all the same waits and is sent again.
 
     Raises:
         ConcordError: as the registry refused it.
@@ -163,9 +197,7 @@ def send(member: Membership, said: Said) -> Said:
     record_statement(member.home, said)
     try:
         receipt = member.client.record(said.note)
-    except UnavailableError:
-        raise
-    except ConcordError:
+    except REFUSALS:
         member.chain.set_aside(said)
         raise
     return member.chain.acknowledge(said, receipt=receipt)

@@ -13,9 +13,9 @@ from threading import Event
 from typing import Final
 
 from common.errors import ConcordError, ConflictError, ConsentError, NotFoundError, UnavailableError
-from common.files import exclusive, make_private_directory, read_required, write_atomic
+from common.files import exclusive, make_private_directory, read_required, taking_turns, write_atomic
 from common.jobs import JobEvent, run_job
-from common.trust.manifest import MANIFEST_NAME, check_directory, digest_of, digest_of_file
+from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of, digest_of_file
 from common.trust.statements import (
     ConsentExpert,
     ConsentGrant,
@@ -56,15 +56,22 @@ def fetch_base(member: Membership, *, on_bytes: OnBytes) -> Base:
     base = Base(statement.base_digest, member.home.bases / statement.base_digest.removeprefix("sha256:"))
     if not (base.directory / MANIFEST_NAME).exists():
         base.directory.mkdir(parents=True, exist_ok=True)
-        done = 0
-        for name, entry in manifest.files.items():
-            if not (base.directory / name).exists():
-                report = _shifted(on_bytes, by=done, total=manifest.size_bytes)
-                member.client.fetch(entry, to=base.directory / name, on_bytes=report)
-            done += entry.size
-        write_atomic(base.directory / MANIFEST_NAME, bytes(manifest))
+        with taking_turns(member.home.bases / ".lock"):
+            _fetch_files(member, manifest, base.directory, on_bytes=on_bytes)
     check_directory(base.directory, manifest=manifest)
     return base
+
+
+def _fetch_files(member: Membership, manifest: Manifest, directory: Path, *, on_bytes: OnBytes) -> None:
+    done = 0
+    for name, entry in manifest.files.items():
+        if not (directory / name).exists():
+            report = _shifted(on_bytes, by=done, total=manifest.size_bytes)
+            member.client.fetch(entry, to=directory / name, on_bytes=report)
+        done += entry.size
+    for cut_off in directory.glob(".*.partial"):  # a manifest that a crash kept from its place
+        cut_off.unlink()
+    write_atomic(directory / MANIFEST_NAME, bytes(manifest))
 
 
 def _shifted(on_bytes: OnBytes, *, by: int, total: int) -> OnBytes:
@@ -223,7 +230,10 @@ def opt_out(member: Membership, *, reason: str | None) -> ConsentRevoke:
         ConsentError: there is no consent to revoke.
     """
     with member.chain.turn():
+        cut_off = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
         send_unsent(member)
+        if cut_off:
+            return cut_off[0]
         withdraw_upload(member)
         grant = grant_in_force(member.chain)
         if grant is None:

@@ -6,7 +6,7 @@ Two checkpoints of one log that contradict each other are proof against whoever 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.errors import VerificationError
+from common.errors import ConcordError, UnavailableError, VerificationError
 from common.files import write_atomic
 from common.trust.manifest import digest_of
 from common.trust.note import Checkpoint
@@ -40,10 +40,12 @@ class Pins:
             return seen
         if pinned is not None:
             older, newer = sorted((pinned, seen), key=lambda checkpoint: checkpoint.size)
-            proof = () if older.size in (0, newer.size) else fetch_proof(older.size, newer.size)
             try:
+                proof = () if older.size in (0, newer.size) else fetch_proof(older.size, newer.size)
                 check_growth(older, newer, proof=proof)
-            except VerificationError as error:
+            except UnavailableError:
+                raise
+            except ConcordError as error:  # also where the log will not prove it: it has forgotten what it signed
                 self._keep_evidence(note)
                 raise VerificationError(f"{error}; both checkpoints are kept in {self._evidence}") from error
         if pinned is None or seen.size > pinned.size:

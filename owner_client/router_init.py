@@ -3,7 +3,8 @@
 The paper starts a row as the mean embedding of about 1,000 documents by an off-the-shelf embedder of the model's width.
 Here the embedding is the public model's own: the hidden states that each layer's feed-forward sees, for the owner's
 documents and for public ones. Their means are compared under the shared covariance, so that the row starts as an
-estimate of how much likelier a hidden state is in the owner's text than in public text. Nothing but rows comes out.
+estimate of how much likelier a hidden state is in the owner's text than in public text. Ratios against the same public
+text compare across owners who never meet. Nothing but rows comes out.
 """
 
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ def initialise_routers(
     *,
     own: PackedText,
     public: PackedText,
+    prior: float,
     num_sequences: int,
     batch_size: int,
     device: torch.device | str,
@@ -36,6 +38,7 @@ def initialise_routers(
         router: The public rows and bias directions, which every owner takes over unchanged.
         own: The owner's text.
         public: Public text.
+        prior: How likely own text is taken to be, in (0, 1).
         num_sequences: How many sequences of each are measured.
         batch_size: How many at a time.
         device: Where both models are.
@@ -45,7 +48,7 @@ def initialise_routers(
     for layer, gate in enumerate(model.routers):
         row_D, direction_D = router.rows[layer].to(device), router.bias_directions[layer].to(device)
         gate.add_bias(partition.OWNED_EXPERT, direction_D)
-        owned_D = log_ratio_row(own_moments[layer], public_moments[layer], row_D, direction_D)
+        owned_D = log_ratio_row(own_moments[layer], public_moments[layer], row_D, direction_D, prior=prior)
         with torch.no_grad():
             gate.rows[partition.PUBLIC_EXPERT].copy_(row_D)
             gate.rows[partition.OWNED_EXPERT].copy_(owned_D)

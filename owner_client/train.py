@@ -1,12 +1,11 @@
 """The owner's job: its documents and the public model to an expert, with everything that is shared proven unchanged.
 
-`python -m owner_client.train JOB.json` trains the second of two experts and its router rows beside the frozen public
-expert, top-2 of 2 (arXiv 2507.07024, section 3.3.1). Each batch holds a share of public documents as negatives: they
-keep the row from drifting to "always mine", so that experts can be put side by side with nothing trained afterwards.
-Two terms act on the router: the language loss through its probabilities, and a classification loss (own against public
-text) that makes the difference of the two logits a log density ratio. Ratios against the same public text compare
-across owners who never meet. A bias, at most 0, acts along the base's bias direction and is folded into the row at the
-end.
+`python -m owner_client.train JOB.json` trains the second of two experts beside the frozen public expert, top-2 of 2
+(arXiv 2507.07024, section 3.3.1). Each batch holds a share of public documents as negatives. The expert's router rows
+start as log density ratios between own and public text (`router_init`) and by default stay there: trained further
+beside one other expert, a row learns to tell apart what the two experts below it put out, and in a release it then
+claims whatever a third owner's expert made. What is trained of the router is a bias, at most 0, along the base's bias
+direction; it is folded into the row at the end.
 
 Output: `expert.safetensors` with exactly the tensors an owner may send, and `training.json`.
 
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,17 +29,14 @@ from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import JobFailedError
 from common.job import StopSignal
 from common.model import hf, partition
-from common.model.partition import OWNED_EXPERT, PUBLIC_EXPERT
+from common.model.partition import OWNED_EXPERT
 from common.model.router_rows import PublicRouter
-from common.model.transformer import CausalLM, ModelOutput
+from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
-from common.training import Loss, TensorBatch, Trainer, TrainingConfig
+from common.training import Trainer, TrainingConfig
 from owner_client.router_init import initialise_routers
 
 EXPERT_FILE: Final = "expert.safetensors"
-
-_OWN, _PUBLIC = 0, 1
-"""Index of a batch row's source, in `Batch.sources_B`."""
 
 
 class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
@@ -55,11 +50,11 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Folder or file of public documents, which every owner has; its train split is read."""
     negative_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of each batch that is public text."""
-    router_loss: float = Field(default=0.1, ge=0)
-    """Weight of the classification loss on router logits; at 0 the language loss alone trains rows, as in the paper."""
-    router_prior: float = Field(default=0.5, gt=0, lt=1)
+    router_learning_rate: float = Field(default=0.0, ge=0)
+    """For router rows; the paper trains them at `learning_rate`, at 0 they stay as initialised."""
+    router_prior: float = Field(default=0.3, gt=0, lt=1)
     """How likely own text is taken to be; less makes the expert more reluctant everywhere."""
-    router_sequences: int = Field(default=128, ge=1)
+    router_sequences: int = Field(default=512, ge=1)
     """How many sequences of own and of public text the router rows start from."""
 
 
@@ -101,8 +96,9 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     trainer = Trainer(
         model,
         config=config,
-        loss=partial(expert_loss, config=config),
+        loss=partial(training.language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
         fingerprint=fingerprint,
+        peak_learning_rate=partial(_peak_learning_rate, config=config),
         after_step=partial(_clamp_biases, model),
         report=training.reporter("train"),
         stop=stop,
@@ -124,30 +120,8 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     return record
 
 
-def expert_loss(output: ModelOutput, batch: TensorBatch, *, config: ExpertJob) -> Loss:
-    """The language loss, and the router's classification loss averaged over layers."""
-    language = training.language_loss(output, batch, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
-    is_own_B = batch.sources_B == _OWN
-    if config.router_loss == 0 or is_own_B.all():
-        return language
-    weights_B = _class_weights(is_own_B, prior=config.router_prior)
-    weights_BT = weights_B[:, None].expand_as(batch.input_ids_BT)
-    targets_BT = is_own_B[:, None].float().expand_as(batch.input_ids_BT)
-    terms = [
-        F.binary_cross_entropy_with_logits(_log_ratio(logits_BTE), targets_BT, weight=weights_BT)
-        for logits_BTE in output.router_logits
-    ]
-    return Loss(language.total + config.router_loss * torch.stack(terms).mean(), language.cross_entropy)
-
-
-def _log_ratio(logits_BTE: Tensor) -> Tensor:
-    return logits_BTE[..., OWNED_EXPERT].float() - logits_BTE[..., PUBLIC_EXPERT].float()
-
-
-def _class_weights(is_own_B: Tensor, *, prior: float) -> Tensor:
-    """A weight for each row, so that own rows weigh `prior` together and public rows the rest, and the mean is 1."""
-    share = is_own_B.float().mean()
-    return torch.where(is_own_B, prior / share, (1 - prior) / (1 - share).clamp_min(1e-9))
+def _peak_learning_rate(name: str, *, config: ExpertJob) -> float:
+    return config.router_learning_rate if ".mlp.gate.rows." in name else config.learning_rate
 
 
 def _two_expert(config: ExpertJob, public_model: CausalLM, *, own: PackedText, public: PackedText) -> CausalLM:
@@ -160,10 +134,13 @@ def _two_expert(config: ExpertJob, public_model: CausalLM, *, own: PackedText, p
         router,
         own=own,
         public=public,
+        prior=config.router_prior,
         num_sequences=config.router_sequences,
         batch_size=config.batch_size,
         device=config.device,
     )
+    for gate in model.routers:
+        gate.rows[OWNED_EXPERT].requires_grad_(config.router_learning_rate > 0)
     return model
 
 

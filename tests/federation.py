@@ -54,23 +54,23 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def write_base(directory: Path, *, seed: int = 0) -> Path:
+def write_base(directory: Path, *, seed: int = 0, sizes: ModelConfig = SIZES) -> Path:
     """A tiny public checkpoint."""
     directory.mkdir(parents=True)
-    hf.save(CausalLM(SIZES, seed=seed), directory)
+    hf.save(CausalLM(sizes, seed=seed), directory)
     generator = torch.Generator().manual_seed(seed)
     rows = {
-        router_row(layer, PUBLIC_EXPERT): torch.randn(SIZES.hidden_size, generator=generator)
-        for layer in range(SIZES.num_hidden_layers)
+        router_row(layer, PUBLIC_EXPERT): torch.randn(sizes.hidden_size, generator=generator)
+        for layer in range(sizes.num_hidden_layers)
     }
     save_file(rows, directory / ROUTER_NAME, metadata={"format": "pt"})
     return directory
 
 
-def expert_weights(seed: int) -> dict[str, torch.Tensor]:
+def expert_weights(seed: int, *, sizes: ModelConfig = SIZES) -> dict[str, torch.Tensor]:
     """The tensors of a tiny expert."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: 0.1 * torch.randn(*spec.shape, generator=generator) for name, spec in expected_tensors(SIZES).items()}
+    return {name: 0.1 * torch.randn(*spec.shape, generator=generator) for name, spec in expected_tensors(sizes).items()}
 
 
 def write_expert(directory: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -88,11 +88,12 @@ class Owner:
     name: str
     home: OwnerHome
     terms: Path
+    patience_s: float = 0
 
     @contextmanager
     def member(self) -> Iterator[Membership]:
         """Its connection."""
-        with open_membership(self.home, patience_s=0) as member:
+        with open_membership(self.home, patience_s=self.patience_s) as member:
             yield member
 
     def base(self) -> Base:
@@ -169,15 +170,17 @@ class Federation:
             token=self.coordinator.enrolment.invite(name, lifetime=lifetime),
         )
 
-    def enrol(self, name: str, *, invitation: Invitation | None = None) -> Owner:
-        """An owner that has joined."""
+    def owner(self, name: str, *, patience_s: float = 0) -> Owner:
+        """An owner, whether it has joined or not."""
         terms = self.path / "terms.txt"
         terms.write_text("The terms.\n")
-        owner = Owner(name, OwnerHome(self.path / "owners" / name), terms)
-        membership.enrol(
-            owner.home, invitation or self.invitation(name), data=None, public=None, retry=Retry(patience_s=0)
-        )
-        self.owners[name] = owner
+        return self.owners.setdefault(name, Owner(name, OwnerHome(self.path / "owners" / name), terms, patience_s))
+
+    def enrol(self, name: str, *, invitation: Invitation | None = None, patience_s: float = 0) -> Owner:
+        """An owner that has joined."""
+        owner = self.owner(name, patience_s=patience_s)
+        retry = Retry(patience_s=patience_s)
+        membership.enrol(owner.home, invitation or self.invitation(name), data=None, public=None, retry=retry)
         return owner
 
     def publish_base(self, *, seed: int = 0) -> PublishedBase:

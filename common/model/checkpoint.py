@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.errors import MalformedError
+from common.errors import MalformedError, NotFoundError
 from common.model.partition import TensorSpec
 from common.trust import strict_json
 
 MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 ALIGNMENT: Final = 4096
+INDEX_NAME: Final = "model.safetensors.index.json"
 DTYPE_BYTES: Final = {"F32": 4, "BF16": 2, "F16": 2}
 """The dtypes of model parameters; nothing else is accepted from anybody."""
 
@@ -63,8 +64,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file in the order of their bytes.
 
     Raises:
+        NotFoundError: it is not there.
         MalformedError: not a safetensors file, or its tensors overlap, leave gaps, exceed or fall short of the file.
     """
+    if not path.is_file():
+        raise NotFoundError(f"{path} is not there or no plain file; get a whole copy")
     file_size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -76,7 +80,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     if not raw.startswith(b"{"):
         raise MalformedError(f"{path.name} is not a safetensors file: its header is not JSON")
     fields = strict_json.load_object(raw, what=f"{path.name} header")
-    fields.pop("__metadata__", None)
+    _check_metadata(path, fields.pop("__metadata__", {}))
     tensors = [(name, *_parse_entry(path, name, field)) for name, field in fields.items()]
     tensors.sort(key=lambda tensor: tensor[2])
     position, data_start = 0, 8 + length
@@ -91,16 +95,38 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def _check_metadata(path: Path, metadata: strict_json.JsonValue) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedError(f"{path.name}: its metadata is not text by name")
+
+
+def check_nothing_beside(path: Path) -> None:
+    """Raise `MalformedError` where the header of a safetensors file could carry more than the specs of its tensors:
+    metadata of its own, or anything in the white space of its JSON or in its padding."""
+    with path.open("rb") as file:
+        raw = file.read(int.from_bytes(file.read(8), "little"))
+    fields = strict_json.load_object(raw, what=f"{path.name} header")
+    if fields.get("__metadata__", _METADATA) != _METADATA:
+        raise MalformedError(f"{path.name} carries metadata of its own; save it with {_METADATA} alone")
+    compact = raw.rstrip(b" ")
+    if len(raw) - len(compact) >= ALIGNMENT:
+        raise MalformedError(f"{path.name} has {len(raw) - len(compact)} bytes of padding; fewer than {ALIGNMENT} do")
+    if compact != json.dumps(fields, separators=(",", ":")).encode():
+        raise MalformedError(f"{path.name}: its header is not compact JSON; save it again with safetensors")
+
+
 def _parse_entry(path: Path, name: str, field: strict_json.JsonValue) -> tuple[TensorSpec, int, int]:
     match field:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)], **rest} if not rest:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)], **rest} if not (
+            rest or isinstance(start, bool) or isinstance(end, bool)
+        ):
             pass
         case _:
             raise MalformedError(f"{path.name}: tensor {name!r} has no dtype, shape and data_offsets")
     if dtype not in DTYPE_BYTES:
         raise MalformedError(f"{path.name}: tensor {name!r} has dtype {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
-    dimensions = tuple(length for length in shape if isinstance(length, int) and length >= 0)
-    if dimensions != tuple(shape) or len(dimensions) > 8:
+    dimensions = tuple(length for length in shape if type(length) is int and length >= 0)
+    if len(dimensions) != len(shape) or len(dimensions) > 8:
         raise MalformedError(f"{path.name}: tensor {name!r} has shape {shape!r}")
     spec = TensorSpec(dtype, dimensions)
     if start < 0 or end - start != size_bytes(spec):
@@ -114,19 +140,20 @@ def read_checkpoint(directory: Path) -> dict[str, TensorEntry]:
     """All tensors of a Hugging Face model directory: `model.safetensors`, or the shards its index names.
 
     Raises:
+        NotFoundError: a shard is not there.
         MalformedError: no weights, an index that names a file outside the directory, or files and index disagree.
     """
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    single, index = directory / "model.safetensors", directory / INDEX_NAME
     if single.is_file() and not index.exists():
         return read_header(single)
     if not index.is_file():
-        raise MalformedError(f"{directory} holds no model.safetensors and no model.safetensors.index.json")
+        raise MalformedError(f"{directory} holds no model.safetensors and no {INDEX_NAME}")
     weight_map = strict_json.load_object(index.read_bytes(), what=index.name).get("weight_map")
     if not isinstance(weight_map, dict):
         raise MalformedError(f"{index.name} has no weight_map")
     entries: dict[str, TensorEntry] = {}
-    for shard in dict.fromkeys(weight_map.values()):
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+    for shard in dict.fromkeys(str(shard) for shard in weight_map.values()):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise MalformedError(f"{index.name} names a shard {shard!r}")
         held = read_header(directory / shard)
         listed = {name for name, where in weight_map.items() if where == shard}
@@ -198,7 +225,7 @@ def write_index(directory: Path, shards: Mapping[str, Iterable[str]], *, total_s
     """Write `model.safetensors.index.json`: which shard holds which tensors, and their bytes together."""
     weight_map = {name: shard for shard, names in shards.items() for name in names}
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def tensor_bytes(entry: TensorEntry) -> bytes:

@@ -14,6 +14,8 @@ EXPERT_NAME: Final = "expert.safetensors"
 CONFIG_NAME: Final = "config.json"
 ROUTER_NAME: Final = "router.safetensors"
 """In a base: per layer the public expert's router row, and the direction along which biases act."""
+EVALUATION_NAME: Final = "evaluation.json"
+"""In a release: what was found, by domain. It is in the manifest, so the log's statement covers it."""
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -41,6 +43,7 @@ def check_expert(path: Path, *, config: ModelConfig) -> None:
     """Raise `MalformedError` unless `path` is an expert of a base with this config."""
     entries = checkpoint.read_header(path)
     checkpoint.check_tensors(entries, expected=expected_tensors(config))
+    checkpoint.check_nothing_beside(path)
     bad = checkpoint.first_not_finite(entries)
     if bad is not None:
         raise MalformedError(f"tensor {bad} holds NaN or infinity; train again with a lower learning rate")

@@ -37,7 +37,7 @@ def load(directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dt
         MalformedError: a file does not parse, or tensors do not fit the configuration.
     """
     config = read_config(directory)
-    entries = _read_headers(directory)
+    entries = checkpoint.read_checkpoint(directory)
     _check(entries, expected=_tensor_shapes(config), where=directory)
     tensors = _read_tensors(entries, device=device, dtype=dtype or DTYPES[config.dtype])
     return _assign(config, _split_routers(tensors))
@@ -124,13 +124,6 @@ def _split_routers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = tensor
     return split
-
-
-def _read_headers(directory: Path) -> dict[str, TensorEntry]:
-    try:
-        return checkpoint.read_checkpoint(directory)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{error.filename} is not there") from error
 
 
 def _check(entries: Mapping[str, TensorEntry], *, expected: Mapping[str, tuple[int, ...]], where: Path) -> None:

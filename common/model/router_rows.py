@@ -8,6 +8,7 @@ every other expert's logit is read against it. Statistics are accumulated in flo
 Shapes: N tokens, D hidden_size, L layers.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,11 @@ ROUTER_FILE: Final = "router.safetensors"
 """In the public model's directory: for each layer the public expert's row and the bias direction."""
 
 _RIDGE: Final = 1e-3
-"""Added to the diagonal of a covariance, as a share of its mean variance: directions seen too little stay small."""
+"""Added to the diagonal of second moments, as a share of its mean: directions seen too little stay small."""
+
+_RATIO_RIDGE: Final = 0.03
+"""Likewise for a log density ratio. More than its fit asks for: in a release a row sees hidden states that experts of
+other owners made, and one that leans on directions of little variance takes those for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +112,22 @@ def public_router(moments: tuple[Moments, ...]) -> PublicRouter:
     return PublicRouter(rows=directions, bias_directions=directions)
 
 
-def log_ratio_row(own: Moments, public: Moments, router_row_D: Tensor, bias_direction_D: Tensor) -> Tensor:
-    """A row [D] whose logit exceeds the public row's by an estimate of log p(x | own) / p(x | public).
+def log_ratio_row(
+    own: Moments, public: Moments, router_row_D: Tensor, bias_direction_D: Tensor, *, prior: float = 0.5
+) -> Tensor:
+    """A row [D] whose logit exceeds the public row's by an estimate of log p(own | x) / p(public | x).
 
     Both are taken as Gaussian with a shared covariance (linear discriminant analysis), so the ratio is linear in x; its
-    constant acts along the bias direction.
+    constant, and the log odds of `prior` (how likely own text is before x is seen), act along the bias direction.
     """
-    w_D = _solve((own.covariance_DD + public.covariance_DD) / 2, own.mean_D - public.mean_D)
-    constant = -0.5 * torch.dot(own.mean_D + public.mean_D, w_D)
+    w_D = _solve((own.covariance_DD + public.covariance_DD) / 2, own.mean_D - public.mean_D, ridge=_RATIO_RIDGE)
+    constant = math.log(prior / (1 - prior)) - 0.5 * torch.dot(own.mean_D + public.mean_D, w_D)
     return (router_row_D.double() + w_D + constant * bias_direction_D.double()).float()
 
 
-def _solve(matrix_DD: Tensor, vector_D: Tensor) -> Tensor:
-    ridge = _RIDGE * matrix_DD.diagonal().mean() + torch.finfo(torch.float32).tiny
+def _solve(matrix_DD: Tensor, vector_D: Tensor, *, ridge: float = _RIDGE) -> Tensor:
+    least = ridge * matrix_DD.diagonal().mean() + torch.finfo(torch.float32).tiny
     solved: Tensor = torch.linalg.solve(
-        matrix_DD + ridge * torch.eye(len(vector_D), dtype=matrix_DD.dtype).to(matrix_DD.device), vector_D
+        matrix_DD + least * torch.eye(len(vector_D), dtype=matrix_DD.dtype).to(matrix_DD.device), vector_D
     )
     return solved

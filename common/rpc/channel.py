@@ -8,6 +8,7 @@ connection outlives its certificate.
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextvars import ContextVar
@@ -132,11 +133,14 @@ class _Boundary(grpc.ServerInterceptor):
             try:
                 token = _caller.set(self._authenticate(_peer_certificate(context), method))
                 try:
-                    return behaviour(request, context)
+                    reply = behaviour(request, context)
                 finally:
                     _caller.reset(token)
             except Exception as error:  # the boundary: a peer never sees more than a name and a message
                 status, message, metadata = _status_of(error, method)
+            else:
+                sys.audit("concord.point", f"answer {method}")
+                return reply
             return _abort(context, status, message, metadata)
 
         return serve

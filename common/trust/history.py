@@ -132,6 +132,10 @@ class History:
         if party.verifier.key_id != statement.key_id:
             raise NotPermittedError(f"key {statement.key_id} does not sign for {statement.party}")
         note.verify(*verifiers)
+        if len(note.signatures) != len(verifiers):
+            raise MalformedError(
+                f"{statement.type} carries {len(note.signatures)} signatures; {len(verifiers)} belong under it"
+            )
         return party
 
     # What each kind of statement needs. Nothing here changes state.
@@ -149,6 +153,8 @@ class History:
         _only_coordinator(statement)
         if statement.base_digest in self.bases:
             raise ConflictError(f"base {statement.base_digest} is published already")
+        if statement.round != len(self.bases):
+            raise ConflictError(f"base of round {statement.round} where round {len(self.bases)} is next")
 
     @_check.register
     def _(self, statement: ConsentGrant) -> None:

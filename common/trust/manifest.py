@@ -43,9 +43,11 @@ def check_digest(text: str) -> str:
 
 
 def check_file_name(name: str) -> str:
-    """`name` if it is a plain file name without any path in it, else `ValueError`."""
+    """`name` if it is a plain file name that a manifest may list, without any path in it, else `ValueError`."""
     if not _FILE_NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} is not a plain file name (letters, digits, '.', '_' and '-')")
+    if name == MANIFEST_NAME:
+        raise ValueError("a manifest does not list itself")
     return name
 
 
@@ -70,8 +72,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         for name in self.files:
-            if check_file_name(name) == MANIFEST_NAME:
-                raise ValueError("a manifest does not list itself")
+            check_file_name(name)
 
     @classmethod
     def of_directory(cls, directory: Path) -> "Manifest":
@@ -147,6 +148,8 @@ def check_directory(directory: Path, *, manifest: Manifest) -> None:
         raise VerificationError(f"{directory} holds {', '.join(extra[:3])}, which its manifest does not list")
     for name, entry in manifest.files.items():
         path = directory / name
+        if path.is_symlink() or not path.is_file():
+            raise VerificationError(f"{path} is not a plain file; a published directory holds plain files only")
         if path.stat().st_size != entry.size or digest_of_file(path) != entry.digest:
             raise VerificationError(
                 f"{path} is not the file that its manifest lists ({entry.digest}, {entry.size} bytes)"

@@ -5,6 +5,7 @@ hold (RFC 8785 section 3.2.2.3), invalid UTF-8 and absurd nesting. `canonical` i
 """
 
 import json
+import math
 from typing import NoReturn
 
 import rfc8785
@@ -34,11 +35,19 @@ def _safe_integer(text: str) -> int:
     return int(text)
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:24]} is more than a double can hold")
+    return value
+
+
 def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
     """The value in `data`; `what` names it in the error.
 
     Raises:
-        MalformedError: not UTF-8, not JSON, a duplicate key, NaN or infinity, or an integer of 2^53 or more.
+        MalformedError: not UTF-8, not JSON, a duplicate key, half a surrogate pair, NaN, infinity or a number as large,
+            or an integer of 2^53 or more.
     """
     try:
         value: JsonValue = json.loads(
@@ -46,7 +55,10 @@ def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
             object_pairs_hook=_no_duplicates,
             parse_constant=_no_constant,
             parse_int=_safe_integer,
+            parse_float=_finite,
         )
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # an escape may name half a character: that is no text
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"{what}: {error}") from error
     return value

@@ -112,7 +112,10 @@ def check_revocations(history: History) -> int:
 
 def check_receipt(root: TrustedRoot, receipt: bytes, *, entry: bytes) -> tuple[Proof, Checkpoint]:
     """That `entry` is in the log: its inclusion proof and the checkpoint it leads to (steps 1 and 3 for one entry)."""
-    proof = Proof.parse(receipt)
+    try:
+        proof = Proof.parse(receipt)
+    except ConcordError as error:
+        raise StepFailed(3, f"receipt: {error}") from error
     checkpoint = check_checkpoint(root, proof.checkpoint)
     try:
         merkle.verify_inclusion(
