@@ -28,6 +28,7 @@ from common.trust.history import History, Release
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
 from common.trust.root import TrustedRoot
+from common.trust.statements import Statement, parse_note
 from common.trust.tiles import CHECKPOINT_NAME, read_entries
 from common.trust.verify import (
     STEPS,
@@ -65,11 +66,20 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     checkpoint: bytes = b""
     releases: dict[str, list[str]] = field(default_factory=dict)
+    statements: list[Statement] = field(default_factory=list)
+    """What the log says, entry by entry; filled when step 4 holds."""
 
     @property
     def holds(self) -> bool:
         """Whether every step was taken and holds."""
         return len(self.findings) == len(STEPS) and all(finding.holds for finding in self.findings)
+
+    @property
+    def log_lines(self) -> list[str]:
+        """The log's entries, a line each, for people."""
+        return [
+            f"{index:>4}  {said.issued_at}  {said.party:<16}  {said.type}" for index, said in enumerate(self.statements)
+        ]
 
 
 def audit(public: Path, *, root: TrustedRoot | None = None, last_seen: bytes | None = None) -> Report:
@@ -104,6 +114,7 @@ def _take_steps(public: Path, root: TrustedRoot, last_seen: bytes | None, report
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
     found(3, f"root hash {head.root.hex()}")
     history = check_history(root, entries)
+    report.statements = [parse_note(entry)[1] for entry in entries]
     found(4, f"{history.size} statements of {len(history.parties)} parties")
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")

@@ -8,12 +8,13 @@ import json
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Final
+from typing import Final, TypeVar
 
 from common.audit import audit
 from common.console import Reporter, job_progress
@@ -26,6 +27,10 @@ from coordinator.evaluation import domains_in
 from deploy import corpora
 from deploy.processes import Command, Fields, MemoryMeter
 from deploy.recipe import EVALUATED_BYTES, EXPERT, PRETRAIN
+from owner_client.config import OwnerHome
+from owner_client.egress import read_ledger
+
+Result = TypeVar("Result")
 
 PUBLIC: Final = "public"
 FEDERATION: Final = "demo.concord"
@@ -150,20 +155,36 @@ def _run(stage: Stage) -> dict[str, object]:
             _enrol(stage)
         with timed("owners train and submit"):
             daemons = _take_part(stage, running)
-        with timed("release 1"):
-            first = _release(stage, "release-1")
         leaver = stage.owners[0]
-        with timed("opt-out and release 2"):
-            daemons[leaver].stop()
-            stage.do(f"{leaver} opts out", "owner", "opt-out", "--home", stage.owner_home(leaver), "--reason", "demo")
-            stage.reporter.step(f"{leaver} has opted out")
-            second = _release(stage, "release-2")
-        with timed("each owner's own model"):
-            pairs = _evaluate_pairs(stage)
+        with _beside(stage, _evaluate_pairs) as pairs:  # one processor each
+            with timed("release 1"):
+                first = _release(stage, "release-1")
+            with timed("opt-out and release 2"):
+                _leave(stage, leaver, daemons[leaver])
+                second = _release(stage, "release-2")
+            with timed("waiting for each owner's own model"):
+                own = pairs.result()
         with timed("audit"):
             audited = stage.do("audit", "audit", "verify", stage.public, "--root", stage.public / "trusted_root.json")
             stage.reporter.step("audit: every step holds")
-    return _figures(stage, leaver, [first, second], pairs, audited, seconds)
+    return _figures(stage, leaver, [first, second], own, audited, seconds)
+
+
+@contextmanager
+def _beside(stage: Stage, work: Callable[[Stage], Result]) -> Iterator[Future[Result]]:
+    """Do `work` in a thread while the block runs; a block that fails stops it."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            yield pool.submit(work, stage)
+        except BaseException:
+            stage.stop.set()
+            raise
+
+
+def _leave(stage: Stage, owner: str, daemon: Command) -> None:
+    daemon.stop()
+    stage.do(f"{owner} opts out", "owner", "opt-out", "--home", stage.owner_home(owner), "--reason", "demo")
+    stage.reporter.step(f"{owner} has opted out: its revocation is in the log")
 
 
 def _publish(stage: Stage) -> None:
@@ -247,7 +268,7 @@ def _release(stage: Stage, name: str) -> Fields:
     held_out = _held_out(stage)
     made = stage.do(
         name, "coordinator", "release", "--home", stage.home, "--evaluate", held_out,
-        "--max-bytes", str(EVALUATED_BYTES),
+        "--max-bytes", str(EVALUATED_BYTES), "--threads", "1",
     )  # fmt: skip
     experts = made["experts"]
     assert isinstance(experts, list)
@@ -284,7 +305,7 @@ def _evaluate_pairs(stage: Stage) -> dict[str, dict[str, object]]:
         "models": models,
         "domains": domains_in(_held_out(stage)),
         "sequence_length": read_config(base).max_position_embeddings,
-        "threads": 2,
+        "threads": 1,
         "max_bytes": EVALUATED_BYTES,
         "output": output,
     }
@@ -322,14 +343,25 @@ def _figures(
         "bits_per_byte": {name: found["bits_per_byte"] for name, found in {**pairs, **evaluated}.items()},
         "shares": {name: found["shares"] for name, found in evaluated.items()},
         "experts": {name: [PUBLIC, *owners] for name, owners in report.releases.items()},
-        "sent_bytes": {owner: _expert(stage, owner).stat().st_size for owner in stage.owners},
+        "sent_bytes": {owner: sum(_sent(stage, owner).values()) for owner in stage.owners},
+        "sent_files": {owner: _sent(stage, owner) for owner in stage.owners},
         "held_bytes": {owner: _size(stage.text / owner) for owner in stage.owners},
         "releases": [str(made["directory"]) for made in releases],
-        "log": [f"{finding.step}. {finding.title}: {finding.found}" for finding in report.findings],
+        "log": report.log_lines,
+        "audit_steps": [f"{finding.step}. {finding.title}: {finding.found}" for finding in report.findings],
         "seconds_by_part": dict(seconds),
         "workdir": str(stage.plan.workdir),
         "kept": stage.plan.keep,
     }
+
+
+def _sent(stage: Stage, owner: str) -> dict[str, int]:
+    """Bytes of everything that left an owner, by name, as its ledger has it."""
+    sent: dict[str, int] = {}
+    for line in read_ledger(OwnerHome(stage.owner_home(owner)).ledger):
+        name = str(line["name"])
+        sent[name] = sent.get(name, 0) + int(str(line["size_bytes"]))
+    return sent
 
 
 def _size(folder: Path) -> int:

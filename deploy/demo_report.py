@@ -16,12 +16,18 @@ def print_report(console: Console, figures: Mapping[str, object]) -> None:
     _print_bits_per_byte(console, cast("Table2D", figures["bits_per_byte"]))
     _print_shares(console, figures)
     _print_sent(console, figures)
-    for line in cast("list[str]", figures["log"]):
-        console.print(f"  {line}", highlight=False, markup=False)
+    _print_lines(console, "The log", figures["log"])
+    _print_lines(console, "The audit, from the published files alone", figures["audit_steps"])
     parts = cast("Mapping[str, float]", figures["seconds_by_part"])
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
     console.print(f"\n{figures['seconds']} s in all ({times}); {figures['peak_rss_mb']} MB for all processes together")
     _print_next(console, figures)
+
+
+def _print_lines(console: Console, title: str, lines: object) -> None:
+    console.print(f"\n{title}:")
+    for line in cast("list[str]", lines):
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_bits_per_byte(console: Console, scores: Table2D) -> None:
@@ -43,10 +49,12 @@ def _print_shares(console: Console, figures: Mapping[str, object]) -> None:
 
 
 def _print_sent(console: Console, figures: Mapping[str, object]) -> None:
-    sent, held = cast("Mapping[str, int]", figures["sent_bytes"]), cast("Mapping[str, int]", figures["held_bytes"])
-    table = Table("owner", "sent: expert.safetensors", "stayed at home: text", title="What left each owner")
-    for owner, num_bytes in sent.items():
-        table.add_row(owner, size(num_bytes), size(held[owner]))
+    sent = cast("Mapping[str, Mapping[str, int]]", figures["sent_files"])
+    held = cast("Mapping[str, int]", figures["held_bytes"])
+    table = Table("owner", "sent", "files", "stayed at home: text", title="What left each owner, from its ledger")
+    for owner, files in sent.items():
+        names = ", ".join(f"{name} ({size(num_bytes)})" for name, num_bytes in files.items())
+        table.add_row(owner, size(sum(files.values())), names, size(held[owner]))
     console.print(table)
 
 
@@ -59,6 +67,7 @@ def _print_next(console: Console, figures: Mapping[str, object]) -> None:
     console.print("\nLook further:")
     for line in (
         f"concord audit verify {workdir}/coordinator/public",
+        f"concord audit log {workdir}/coordinator/public",
         f"concord coordinator status --home {workdir}/coordinator",
         f"concord owner ledger --home {workdir}/owners/{figures['left']}",
         f'python -c "from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({releases[-1]!r}))"',
