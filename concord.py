@@ -33,7 +33,10 @@ def main() -> None:
     elif arguments[0] == "--version":
         print(f"concord {VERSION}")
     elif arguments[0] in _GROUPS:
-        _run_group(arguments[0], arguments[1:])
+        try:
+            _run_group(arguments[0], arguments[1:])
+        except KeyboardInterrupt:  # while modules were still being imported: nothing has begun
+            sys.exit(130)
     else:
         print(f"Error: no command {arguments[0]!r}; there are: {', '.join(_GROUPS)}", file=sys.stderr)
         sys.exit(2)

@@ -62,11 +62,16 @@ def link_or_copy(source: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        copy_whole(source, target)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file: `target` is there whole and durable, or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.copyfile(source, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
 
 
 @contextmanager

@@ -450,17 +450,19 @@ def reporter(task: Literal["pretrain", "train"]) -> Callable[[Progress], None]:
     return report
 
 
-def finished(output: Path, fingerprint: str) -> dict[str, object] | None:
+def finished(config: TrainingConfig, fingerprint: str) -> dict[str, object] | None:
     """What an earlier run of the same job recorded in a complete output; None when there is no output yet.
 
     Raises:
         ConflictError: something else is there.
     """
+    output = config.output
     if not output.exists():
         return None
     try:
         record: dict[str, object] = json.loads((output / RESULT_FILE).read_text())
         if record["fingerprint"] == fingerprint:
+            shutil.rmtree(config.checkpoint_folder, ignore_errors=True)  # in case a crash left it
             return record
     except (OSError, ValueError, KeyError, TypeError):
         pass

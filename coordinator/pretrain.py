@@ -68,7 +68,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     """Make the base directory, or find that an earlier run made it; returns what `training.json` records."""
     documents = read_split(config.public, "train")
     fingerprint = training.fingerprint(config, public=training.digest_texts(d.text for d in documents))
-    if (record := training.finished(config.output, fingerprint)) is not None:
+    if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = tokenizer.train(documents, vocab_size=config.vocab_size)
     text = PackedText(

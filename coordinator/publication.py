@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from common.errors import MalformedError, NotFoundError
-from common.files import link_or_copy, read_required, sync_directory, write_atomic
-from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, check_digest, digest_of
+from common.errors import ConflictError, MalformedError, NotFoundError
+from common.files import copy_whole, link_or_copy, read_required, sync_directory, write_atomic
+from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, check_digest, digest_of, digest_of_file
 
 ROOT_NAME: Final = "trusted_root.json"
 
@@ -68,11 +68,17 @@ class Publication:
         """Undo `add_file`, for what the log does not name."""
         self.object_path(entry.digest).replace(to)
 
-    def add_objects(self, directory: Path) -> Manifest:
-        """Publish the files of `directory` and their manifest by content, without a name yet."""
+    def add_objects(self, directory: Path, *, ours: bool) -> Manifest:
+        """Publish the files of `directory` and their manifest by content, without a name yet.
+
+        Files are `ours` where nobody else ever writes to them: a second name will do. Others are copied and read again.
+
+        Raises:
+            ConflictError: a file that is not ours changed meanwhile.
+        """
         manifest = Manifest.of_directory(directory)
         for name, entry in manifest.files.items():
-            self._add_link(directory / name, entry.digest)
+            self._add(directory / name, entry.digest, ours=ours)
         data = bytes(manifest)
         target = self.object_path(digest_of(data))
         if not target.exists():
@@ -80,12 +86,19 @@ class Publication:
         sync_directory(self._objects)
         return manifest
 
-    def _add_link(self, path: Path, digest: str) -> None:
+    def _add(self, path: Path, digest: str, *, ours: bool) -> None:
         target = self.object_path(digest)
-        if not target.exists():
+        if target.exists():
+            return
+        if ours:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             link_or_copy(path, target)
+            return
+        copy_whole(path, target)
+        if digest_of_file(target) != digest:
+            target.unlink()
+            raise ConflictError(f"{path} changed while it was published; publish again once nothing writes to it")
 
     def show(self, directory: Path, *, manifest_digest: str) -> None:
         """Make `directory` the named view of a published manifest; whole or not at all, and again without harm."""

@@ -50,7 +50,7 @@ def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
     """
     check_base(directory)
     with _one_at_a_time(coordinator):
-        manifest = coordinator.publication.add_objects(directory)
+        manifest = coordinator.publication.add_objects(directory, ours=False)
         bases = coordinator.registry.head().bases
         statement = bases.get(manifest.digest)
         if statement is None:
@@ -105,7 +105,7 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     assemble(coordinator.publication.base(base.round), files, num_experts_per_tok=num_experts_per_tok, output=staging)
     if evaluate is not None:
         evaluate(staging)
-    manifest = coordinator.publication.add_objects(staging)
+    manifest = coordinator.publication.add_objects(staging, ours=True)
     statement = _last_entry(history, manifest) or _record_release(
         coordinator,
         release=name,

@@ -29,7 +29,7 @@ from deploy import writing
 
 OWNED_DOMAINS: Final = ("code", "legal", "math")
 PUBLIC_DOMAIN: Final = "public"
-PUBLIC_BYTES: Final = 80_000
+PUBLIC_BYTES: Final = 50_000
 """About so much of each other domain's text is public instead of the owner's, but at most a quarter of it."""
 
 CODE_BYTES: Final = 1_200_000

@@ -229,28 +229,34 @@ def _enrol(stage: Stage) -> None:
     """Each owner redeems its one-time invitation."""
     for owner in stage.owners:
         home = stage.owner_home(owner)
-        if (home / "owner.toml").exists():
-            continue
-        invitation = stage.plan.workdir / f"{owner}.invitation"
-        if not (home / "enrolling").exists():
-            invitation.unlink(missing_ok=True)
-            stage.do("invite", "coordinator", "invite", owner, "--home", stage.home, "--output", invitation)
-        stage.do(
-            f"{owner} enrols", "owner", "enrol", "--home", home, "--invitation", invitation,
-            "--data", stage.text / owner, "--public", stage.text / PUBLIC,
-        )  # fmt: skip
+        if not (home / "owner.toml").exists():
+            _join(stage, owner)
+            stage.reporter.step(f"{owner}: enrolled with a one-time invitation")
         _agree(stage, owner)
-        stage.reporter.step(f"{owner}: enrolled with a one-time invitation")
+
+
+def _join(stage: Stage, owner: str) -> None:
+    home, invitation = stage.owner_home(owner), stage.plan.workdir / f"{owner}.invitation"
+    if not (home / "enrolling").exists():
+        invitation.unlink(missing_ok=True)
+        stage.do("invite", "coordinator", "invite", owner, "--home", stage.home, "--output", invitation)
+    stage.do(
+        f"{owner} enrols", "owner", "enrol", "--home", home, "--invitation", invitation,
+        "--data", stage.text / owner, "--public", stage.text / PUBLIC,
+    )  # fmt: skip
 
 
 def _agree(stage: Stage, owner: str) -> None:
-    """What the owner's person writes into owner.toml: the consent, and how to train."""
+    """What the owner's person writes into owner.toml, once: the consent, and how to train."""
     terms = stage.plan.workdir / "terms.txt"
-    terms.write_text(_TERMS)
     settings = stage.owner_home(owner) / "owner.toml"
+    written = settings.read_text()
+    if "[consent]" in written:
+        return
+    write_atomic(terms, _TERMS.encode())
     consent = f'\n[consent]\npurposes = ["research"]\nterms = {json.dumps(str(terms))}\n'
     training = f"\n[training]\n{_toml({**EXPERT, 'seed': stage.plan.seed, 'threads': 1})}"
-    settings.write_text("poll_s = 1\n" + settings.read_text() + consent + training)
+    write_atomic(settings, ("poll_s = 1\n" + written + consent + training).encode())
 
 
 def _take_part(stage: Stage, running: ExitStack) -> dict[str, Command]:

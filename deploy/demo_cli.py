@@ -43,7 +43,7 @@ def demo(
     with stop_on_signals() as stop:
         if as_json:
             figures = run(plan, reporter=JsonReporter(), stop=stop)
-            print(json.dumps(figures))
+            print(json.dumps({"event": "result", **figures}))
             return
         console = Console()
         with RichReporter(console) as reporter:

@@ -24,7 +24,6 @@ EXPERT: Final[dict[str, int | float]] = {
     "batch_size": 8,
     "sequence_length": 64,
     "learning_rate": 6e-3,
-    "negative_share": 0.3,
 }
 """Options of `owner_client/train.py`'s job."""
 

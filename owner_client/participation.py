@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
-from common.errors import ConcordError, ConflictError, ConsentError, NotFoundError, UnavailableError
+from common.errors import ConflictError, ConsentError, NotFoundError, VerificationError
 from common.files import exclusive, make_private_directory, read_required, taking_turns, write_atomic
 from common.jobs import JobEvent, run_job
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of, digest_of_file
@@ -31,7 +31,7 @@ from owner_client.chain import Chain, Said
 from owner_client.client import OnBytes
 from owner_client.config import ConsentSettings
 from owner_client.egress import EgressPlan
-from owner_client.membership import Membership, record_statement, send
+from owner_client.membership import REFUSALS, Membership, record_statement, send
 
 _BACKDATED: Final = timedelta(minutes=5)
 _TRAINER: Final = "owner_client.train"
@@ -58,7 +58,13 @@ def fetch_base(member: Membership, *, on_bytes: OnBytes) -> Base:
         base.directory.mkdir(parents=True, exist_ok=True)
         with taking_turns(member.home.bases / ".lock"):
             _fetch_files(member, manifest, base.directory, on_bytes=on_bytes)
-    check_directory(base.directory, manifest=manifest)
+    try:
+        check_directory(base.directory, manifest=manifest)
+    except (NotFoundError, VerificationError) as error:
+        raise VerificationError(
+            f"the base at home was changed since it was fetched: {error}. Find out how; remove {base.directory} and "
+            "run this again to fetch it anew"
+        ) from error
     return base
 
 
@@ -210,9 +216,7 @@ def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:
         record_statement(member.home, outbound.said)
         try:
             receipt = member.client.submit(outbound, on_bytes=on_bytes)
-        except UnavailableError:
-            raise
-        except ConcordError:
+        except REFUSALS:
             member.chain.set_aside(outbound.said)
             raise
         return member.chain.acknowledge(outbound.said, receipt=receipt)

@@ -1,11 +1,11 @@
 """The owner's job: its documents and the public model to an expert, with everything that is shared proven unchanged.
 
 `python -m owner_client.train JOB.json` trains the second of two experts beside the frozen public expert, top-2 of 2
-(arXiv 2507.07024, section 3.3.1). Each batch holds a share of public documents as negatives. The expert's router rows
-start as log density ratios between own and public text (`router_init`) and by default stay there: trained further
-beside one other expert, a row learns to tell apart what the two experts below it put out, and in a release it then
-claims whatever a third owner's expert made. What is trained of the router is a bias, at most 0, along the base's bias
-direction; it is folded into the row at the end.
+(arXiv 2507.07024, section 3.3.1). Each batch holds a share of public documents as negatives, on which the expert is
+held to the public expert's output (`anchor`). The expert's router rows start as log density ratios between own and
+public text (`router_init`) and by default stay there: trained further beside one other expert, a row learns to tell
+apart what the two experts below it put out, and in a release it then claims whatever a third owner's expert made. What
+is trained of the router is a bias, at most 0, along the base's bias direction; it is folded into the row at the end.
 
 Output: `expert.safetensors` with exactly the tensors an owner may send, and `training.json`.
 
@@ -31,12 +31,16 @@ from common.job import StopSignal
 from common.model import hf, partition
 from common.model.partition import OWNED_EXPERT
 from common.model.router_rows import PublicRouter
-from common.model.transformer import CausalLM
+from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
-from common.training import Trainer, TrainingConfig
+from common.training import Loss, TensorBatch, Trainer, TrainingConfig
+from owner_client.anchor import PublicAnchor
 from owner_client.router_init import initialise_routers
 
 EXPERT_FILE: Final = "expert.safetensors"
+
+_PUBLIC: Final = 1
+"""Index of public text among the sources of a batch; the owner's is 0."""
 
 
 class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
@@ -50,9 +54,11 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Folder or file of public documents, which every owner has; its train split is read."""
     negative_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of each batch that is public text."""
+    public_anchor: float = Field(default=0.5, ge=0)
+    """Weight of the distance to the public expert's output on public text (`anchor`); the paper has none."""
     router_learning_rate: float = Field(default=0.0, ge=0)
     """For router rows; the paper trains them at `learning_rate`, at 0 they stay as initialised."""
-    router_prior: float = Field(default=0.3, gt=0, lt=1)
+    router_prior: float = Field(default=0.4, gt=0, lt=1)
     """How likely own text is taken to be; less makes the expert more reluctant everywhere."""
     router_sequences: int = Field(default=512, ge=1)
     """How many sequences of own and of public text the router rows start from."""
@@ -78,7 +84,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         data=training.digest_texts(d.text for d in own_documents),
         public=training.digest_texts(d.text for d in public_documents),
     )
-    if (record := training.finished(config.output, fingerprint)) is not None:
+    if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = Tokenizer.load(config.base)
     own, public = (
@@ -96,7 +102,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     trainer = Trainer(
         model,
         config=config,
-        loss=partial(training.language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
+        loss=partial(expert_loss, config=config, anchor=PublicAnchor(model)),
         fingerprint=fingerprint,
         peak_learning_rate=partial(_peak_learning_rate, config=config),
         after_step=partial(_clamp_biases, model),
@@ -112,12 +118,21 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         "frozen_sha256": frozen,
         "own_tokens": own.num_tokens,
         "public_tokens": public.num_tokens,
-        "biases": [float(router.biases[str(OWNED_EXPERT)]) for router in model.routers],
+        "biases": [router.biases[str(OWNED_EXPERT)].item() for router in model.routers],
         **asdict(result),
         "config": config.model_dump(mode="json"),
     }
     training.publish(config.output, partial(_write, model, record), checkpoint=config.checkpoint_folder)
     return record
+
+
+def expert_loss(output: ModelOutput, batch: TensorBatch, *, config: ExpertJob, anchor: PublicAnchor) -> Loss:
+    """The language loss, and on public rows the distance to the public expert."""
+    language = training.language_loss(output, batch, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
+    if config.public_anchor == 0:
+        return language
+    distance = anchor.distance(batch.sources_B == _PUBLIC)
+    return Loss(language.total + config.public_anchor * distance, language.cross_entropy)
 
 
 def _peak_learning_rate(name: str, *, config: ExpertJob) -> float:

@@ -30,7 +30,7 @@ ROUTER_FILE: Final = "router.safetensors"
 _RIDGE: Final = 1e-3
 """Added to the diagonal of second moments, as a share of its mean: directions seen too little stay small."""
 
-_RATIO_RIDGE: Final = 0.03
+RATIO_RIDGE: Final = 0.03
 """Likewise for a log density ratio. More than its fit asks for: in a release a row sees hidden states that experts of
 other owners made, and one that leans on directions of little variance takes those for its own."""
 
@@ -113,14 +113,20 @@ def public_router(moments: tuple[Moments, ...]) -> PublicRouter:
 
 
 def log_ratio_row(
-    own: Moments, public: Moments, router_row_D: Tensor, bias_direction_D: Tensor, *, prior: float = 0.5
+    own: Moments,
+    public: Moments,
+    router_row_D: Tensor,
+    bias_direction_D: Tensor,
+    *,
+    prior: float = 0.5,
+    ridge: float = RATIO_RIDGE,
 ) -> Tensor:
     """A row [D] whose logit exceeds the public row's by an estimate of log p(own | x) / p(public | x).
 
     Both are taken as Gaussian with a shared covariance (linear discriminant analysis), so the ratio is linear in x; its
     constant, and the log odds of `prior` (how likely own text is before x is seen), act along the bias direction.
     """
-    w_D = _solve((own.covariance_DD + public.covariance_DD) / 2, own.mean_D - public.mean_D, ridge=_RATIO_RIDGE)
+    w_D = _solve((own.covariance_DD + public.covariance_DD) / 2, own.mean_D - public.mean_D, ridge=ridge)
     constant = math.log(prior / (1 - prior)) - 0.5 * torch.dot(own.mean_D + public.mean_D, w_D)
     return (router_row_D.double() + w_D + constant * bias_direction_D.double()).float()
 

@@ -1,6 +1,7 @@
 """What the jobs leave behind: a base that transformers loads, and an expert that holds the owner's part alone."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from common.data import PackedText, batches, read_split
 from common.errors import JobFailedError, MalformedError
 from common.job import StopSignal
 from common.model import hf, partition
-from common.model.router_rows import Moments, PublicRouter, log_ratio_row, measure
+from common.model.router_rows import RATIO_RIDGE, Moments, PublicRouter, log_ratio_row, measure
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
 from common.training import TensorBatch
@@ -53,12 +54,12 @@ def test_the_public_row_gives_a_logit_near_one_on_public_text_it_never_saw(base:
     model = hf.load(base)
     sizes = model.config
     router = PublicRouter.load(base, num_hidden_layers=sizes.num_hidden_layers, hidden_size=sizes.hidden_size)
-    batch, _ = next(batches([_packed(base, text / "public")], shares=[1.0], batch_size=4))
+    batch, _ = next(batches([_packed(base, text / "public")], shares=[1.0], batch_size=32))
     inputs = model.feed_forward_inputs(torch.from_numpy(batch.input_ids_BT))
     for x_BTD, direction_D in zip(inputs, router.bias_directions, strict=True):
         logits = x_BTD @ direction_D
-        assert 0.8 < float(logits.detach().mean()) < 1.2
-        assert float(logits.std()) < 0.5
+        assert 0.9 < float(logits.detach().mean()) < 1.1
+        assert float(logits.detach().std()) < 0.5
 
 
 def test_a_base_without_its_router_file_is_refused(base: Path, tmp_path: Path) -> None:
@@ -77,12 +78,29 @@ def test_the_ratio_of_two_gaussians_is_found() -> None:
     covariance_DD = factor_DD @ factor_DD.T + torch.eye(3)
     means = [torch.randn(3, dtype=torch.float64, generator=generator) + offset_D for _ in range(2)]
     own, public = (Moments(mean, covariance_DD + torch.outer(mean, mean)) for mean in means)
-    row_D = log_ratio_row(own, public, torch.zeros(3), torch.zeros(3)).double()
+    row_D = log_ratio_row(own, public, torch.zeros(3), torch.zeros(3), ridge=1e-6).double()
     gaussians = [torch.distributions.MultivariateNormal(mean, covariance_DD) for mean in means]
     x_ND = torch.randn(50, 3, dtype=torch.float64, generator=generator)
     expected_N = gaussians[0].log_prob(x_ND) - gaussians[1].log_prob(x_ND)
     ours_N = x_ND @ row_D - 0.5 * torch.dot(means[0] + means[1], row_D)
-    torch.testing.assert_close(ours_N, expected_N, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(ours_N, expected_N, atol=1e-4, rtol=1e-4)
+
+
+def test_a_ridge_keeps_rows_from_leaning_on_directions_of_little_variance() -> None:
+    covariance_DD = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64))
+    means = [torch.tensor([0.5, 0.01], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
+    own, public = (Moments(mean, covariance_DD + torch.outer(mean, mean)) for mean in means)
+    exact_D, kept_D = (log_ratio_row(own, public, torch.zeros(2), torch.zeros(2), ridge=r) for r in (1e-9, RATIO_RIDGE))
+    assert exact_D[1] > 100 * exact_D[0]
+    assert kept_D[1] < 2 * kept_D[0]
+    assert kept_D[0] == pytest.approx(float(exact_D[0]), rel=0.05)
+
+
+def test_a_prior_shifts_the_logit_by_its_log_odds() -> None:
+    own, public = (Moments(mean, torch.eye(2, dtype=torch.float64)) for mean in torch.eye(2, dtype=torch.float64))
+    u_D = torch.tensor([3.0, 5.0])
+    even_D, shy_D = (log_ratio_row(own, public, torch.zeros(2), u_D, prior=prior) for prior in (0.5, 0.2))
+    torch.testing.assert_close(shy_D - even_D, math.log(0.25) * u_D)
 
 
 def test_rows_tell_own_from_public_text_before_any_training(base: Path, text: Path) -> None:
@@ -91,12 +109,12 @@ def test_rows_tell_own_from_public_text_before_any_training(base: Path, text: Pa
     router = PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
     own, public = _packed(base, text / "own"), _packed(base, text / "public")
     router_init.initialise_routers(
-        model, public_model, router, own=own, public=public, num_sequences=8, batch_size=4, device="cpu"
+        model, public_model, router, own=own, public=public, prior=0.5, num_sequences=8, batch_size=4, device="cpu"
     )
     for kind, sign in (("own", 1), ("public", -1)):
         batch, _ = next(batches([_packed(base, text / kind)], shares=[1.0], batch_size=4))
         for logits_BTE in model(torch.from_numpy(batch.input_ids_BT)).router_logits:
-            assert sign * float((logits_BTE[..., 1] - logits_BTE[..., 0]).mean()) > 0.2
+            assert sign * (logits_BTE[..., 1] - logits_BTE[..., 0]).mean().item() > 0.2
 
 
 def test_an_expert_holds_exactly_what_an_owner_may_send_and_learns_its_domain(
@@ -120,7 +138,22 @@ def test_an_expert_holds_exactly_what_an_owner_may_send_and_learns_its_domain(
     own, public = _packed(base, text / "own"), _packed(base, text / "public")
     gain = _loss(public_model, own) - _loss(model, own)
     assert gain > 0.5
-    assert _loss(model, public) - _loss(public_model, public) < gain / 2
+    assert _loss(model, public) - _loss(public_model, public) < gain / 4
+
+
+def test_the_anchor_halves_what_an_expert_costs_on_public_text(base: Path, text: Path, tmp_path: Path) -> None:
+    public_model, public = hf.load(base), _packed(base, text / "public")
+    costs = []
+    for weight in (0.0, 2.0):
+        output = tmp_path / f"{weight}"
+        train.run(_config(text, base, output, steps=60, public_anchor=weight), StopSignal())
+        model = hf.two_expert(public_model)
+        rows = PublicRouter.load(base, num_hidden_layers=2, hidden_size=16).rows
+        public_rows = {partition.router_row(i, 0): row for i, row in enumerate(rows)}
+        model.load_state_dict({**load_file(output / train.EXPERT_FILE), **public_rows}, strict=False)
+        costs.append(_loss(model, public) - _loss(public_model, public))
+    assert costs[0] > 0.05
+    assert costs[1] < costs[0] / 2
 
 
 def test_a_changed_shared_parameter_fails_the_job(
