@@ -1,6 +1,6 @@
 """The demo's default text: four domains that any Python installation holds or that the demo writes, nothing downloaded.
 
-- `code`: sources of the standard library's larger packages.
+- `code`: sources of the standard library's larger packages, without docstrings and comment lines: those are English.
 - `legal`: licence texts of the installed distributions and of the interpreter, cut down to paragraphs that no other of
   them has (few are left), and agreements that `deploy.writing` makes up.
 - `math`: arithmetic word problems with worked answers, made up likewise.
@@ -29,7 +29,7 @@ from deploy import writing
 
 OWNED_DOMAINS: Final = ("code", "legal", "math")
 PUBLIC_DOMAIN: Final = "public"
-PUBLIC_BYTES: Final = 50_000
+PUBLIC_BYTES: Final = 80_000
 """About so much of each other domain's text is public instead of the owner's, but at most a quarter of it."""
 
 CODE_BYTES: Final = 1_200_000
@@ -198,11 +198,27 @@ def _code(seen: _Shingles, seed: int) -> list[_Source]:
     root = Path(sysconfig.get_path("stdlib"))
     files = [(str(path.relative_to(root)), path) for path in root.rglob("*.py")]
     owned = [(name, path) for name, path in files if _is_package_source(Path(name))]
-    return _until(CODE_BYTES, (_source(n, _pieces(_read(p), _CODE_BREAK), seen) for n, p in _shuffled(owned, seed)))
+    return _until(
+        CODE_BYTES,
+        (_source(n, _pieces(_without_prose(_read(p)), _CODE_BREAK), seen) for n, p in _shuffled(owned, seed)),
+    )
 
 
 def _is_package_source(path: Path) -> bool:
     return path.parts[0] in CODE_PACKAGES and not _LEFT_OUT_SOURCES & set(path.parts)
+
+
+def _without_prose(text: str) -> str:
+    """Python source without docstrings and lines that are comments alone; blank runs are closed up."""
+    prose = set[int]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if ast.get_docstring(node, clean=False) is not None and isinstance(first, ast.Expr):
+                prose.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = enumerate(text.split("\n"), start=1)
+    kept = (line for number, line in lines if number not in prose and not line.lstrip().startswith("#"))
+    return re.sub(r"\n\s*\n(\s*\n)+", "\n\n\n", "\n".join(kept))
 
 
 def _docstrings(seen: _Shingles, seed: int) -> list[_Source]:

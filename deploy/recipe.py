@@ -11,7 +11,7 @@ PRETRAIN: Final[dict[str, int | float]] = {
     "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "steps": 800,
+    "steps": 650,
     "batch_size": 8,
     "sequence_length": 64,
     "learning_rate": 6e-3,
@@ -20,10 +20,11 @@ PRETRAIN: Final[dict[str, int | float]] = {
 """Options of `coordinator/pretrain.py`'s job."""
 
 EXPERT: Final[dict[str, int | float]] = {
-    "steps": 600,
-    "batch_size": 8,
+    "steps": 420,
+    "batch_size": 16,
     "sequence_length": 64,
-    "learning_rate": 6e-3,
+    "learning_rate": 8e-3,
+    "negative_share": 0.25,
 }
 """Options of `owner_client/train.py`'s job."""
 
