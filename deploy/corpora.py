@@ -109,10 +109,19 @@ def build(*, seed: int) -> dict[str, dict[Split, list[Document]]]:
     for domain, sources in kinds:
         share = 0.0 if domain == PUBLIC_DOMAIN else min(PUBLIC_BYTES / sizes[domain], 0.25)
         for split, documents in _split(sources, seed).items():
-            for each in documents:
-                is_given = _fraction(f"{seed} public {each.digest}") < share
-                corpora[PUBLIC_DOMAIN if is_given else domain][split].append(each)
+            given, kept = _give(documents, share=share, seed=seed)
+            corpora[PUBLIC_DOMAIN][split] += given
+            corpora[domain][split] += kept
     return corpora
+
+
+def _give(documents: list[Document], *, share: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """Part documents in two: `share` of their bytes, in the order of their hashes, and the others."""
+    ordered = sorted(documents, key=lambda each: _fraction(f"{seed} public {each.digest}"))
+    room, num_given = share * amount(ordered).size_bytes, 0
+    while num_given < len(ordered) and (room := room - amount(ordered[num_given : num_given + 1]).size_bytes) >= 0:
+        num_given += 1
+    return ordered[:num_given], ordered[num_given:]
 
 
 def amount(documents: Iterable[Document]) -> Amount:

@@ -1,6 +1,6 @@
 """The demo's sizes: what trains in about a minute on two slow cores and still shows what the product promises.
 
-Chosen on the validation splits of the default text.
+Chosen on the default text for seeds 0, 1 and 2.
 """
 
 from typing import Final
@@ -20,7 +20,7 @@ PRETRAIN: Final[dict[str, int | float]] = {
 """Options of `coordinator/pretrain.py`'s job."""
 
 EXPERT: Final[dict[str, int | float]] = {
-    "steps": 420,
+    "steps": 350,
     "batch_size": 16,
     "sequence_length": 64,
     "learning_rate": 8e-3,
