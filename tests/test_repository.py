@@ -40,7 +40,7 @@ ONLY_IN = {
     "transformers": r"^$",
     "torch": (
         r"common\.(job|training|evaluate)|common\.model\.(hf|moe|router_rows|transformer)"
-        r"|owner_client\.(train|router_init)"
+        r"|owner_client\.(train|router_init|anchor)"
     ),
     "safetensors": r"common\.training|common\.model\.(hf|router_rows)|owner_client\.train",
     "numpy": r"common\.(data|evaluate)|common\.model\.checkpoint",
