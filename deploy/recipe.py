@@ -11,7 +11,7 @@ PRETRAIN: Final[dict[str, int | float]] = {
     "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "steps": 650,
+    "steps": 620,
     "batch_size": 8,
     "sequence_length": 64,
     "learning_rate": 6e-3,
@@ -20,11 +20,12 @@ PRETRAIN: Final[dict[str, int | float]] = {
 """Options of `coordinator/pretrain.py`'s job."""
 
 EXPERT: Final[dict[str, int | float]] = {
-    "steps": 350,
+    "steps": 390,
     "batch_size": 16,
     "sequence_length": 64,
     "learning_rate": 8e-3,
-    "negative_share": 0.25,
+    "negative_share": 0.2,
+    "router_sequences": 256,
 }
 """Options of `owner_client/train.py`'s job."""
 
