@@ -40,6 +40,7 @@ OPTIONS = {
     "owner status": "home json",
     "owner ledger": "home json",
     "audit verify": "root checkpoint json",
+    "audit log": "root json",
     "demo": "data owners workdir keep seed json",
 }
 NO_COORDINATOR = "concord coordinator init"
@@ -128,6 +129,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, "subprocess.Comp
         do("owner ledger", "--home", owner)
     do("coordinator status", "--home", home)
     do("audit verify", home / "public", "--root", home / "public" / "trusted_root.json")
+    do("audit log", home / "public", "--root", home / "public" / "trusted_root.json")
     return outputs
 
 
@@ -150,6 +152,7 @@ SAID = {
         "releases", "public",
     },
     "audit verify": {"event", "audit", "steps", "releases"},
+    "audit log": {"event", "audit", "entries"},
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from deploy.demo_report import print_report
 Finished = tuple[Mapping[str, Any], list[Mapping[str, Any]], Path]
 
 SMALL = {
-    "vocab_size": 300,
+    "vocab_size": 270,
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -90,15 +90,20 @@ def test_a_demo_ends_with_every_figure_and_everything_stopped(
     for row in figures["bits_per_byte"].values():
         assert row.keys() == {"public", "archive", "hospital"}
         assert all(0 < value < 20 for value in row.values())
-    assert figures["experts"] == {"release-1": ["public", "archive", "hospital"], "release-2": ["public", "hospital"]}
+    first, second = figures["experts"]["release-1"], figures["experts"]["release-2"]
+    assert first[0] == "public"  # the others follow in the order of their consents
+    assert set(first) == {"public", "archive", "hospital"}
+    assert second == ["public", "hospital"]
     for release, domains in figures["shares"].items():
         for shares in domains.values():
             assert len(shares) == len(figures["experts"][release])
             assert sum(shares) == pytest.approx(1)
     assert figures["peak_rss_mb"] > 100
-    assert audit(workdir / "coordinator" / "public").releases == {
-        "release-1": ["archive", "hospital"], "release-2": ["hospital"]
-    }  # fmt: skip
+    released = audit(workdir / "coordinator" / "public").releases
+    assert {name: set(owners) for name, owners in released.items()} == {
+        "release-1": {"archive", "hospital"},
+        "release-2": {"hospital"},
+    }
 
 
 def test_what_was_sent_is_what_the_ledger_says(
