@@ -167,6 +167,7 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
     return {
         "federation": coordinator.settings.federation,
         "address": f"{coordinator.settings.reachable_at}:{coordinator.settings.port}",
+        "log_key": coordinator.registry.root.log.key_id,
         "log_entries": history.size,
         "owners": sorted(history.parties.keys() - {COORDINATOR}),
         "base": latest_base(history).base_digest if history.bases else None,

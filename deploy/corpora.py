@@ -18,6 +18,7 @@ import importlib.metadata
 import pydoc_data.topics
 import re
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,22 +207,28 @@ def _shuffled(paths: Iterable[tuple[str, Path]], seed: int) -> list[tuple[str, P
 
 def _code(seen: _Shingles, seed: int) -> list[_Source]:
     root = Path(sysconfig.get_path("stdlib"))
-    files = [(str(path.relative_to(root)), path) for path in root.rglob("*.py")]
-    owned = [(name, path) for name, path in files if _is_package_source(Path(name))]
+    files = [(str(p.relative_to(root)), p) for package in CODE_PACKAGES for p in (root / package).rglob("*.py")]
+    owned = [(name, path) for name, path in files if not _LEFT_OUT_SOURCES & set(Path(name).parts)]
     return _until(
         CODE_BYTES,
         (_source(n, _pieces(_without_prose(_read(p)), _CODE_BREAK), seen) for n, p in _shuffled(owned, seed)),
     )
 
 
-def _is_package_source(path: Path) -> bool:
-    return path.parts[0] in CODE_PACKAGES and not _LEFT_OUT_SOURCES & set(path.parts)
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """A module and its statements, breadth first; expressions, most of a tree, hold no definitions."""
+    waiting = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        children = ast.iter_child_nodes(node)
+        waiting.extend(n for n in children if isinstance(n, ast.stmt | ast.excepthandler | ast.match_case))
 
 
 def _without_prose(text: str) -> str:
     """Python source without docstrings and lines that are comments alone; blank runs are closed up."""
     prose = set[int]()
-    for node in ast.walk(ast.parse(text)):
+    for node in _statements(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if ast.get_docstring(node, clean=False) is not None and isinstance(first, ast.Expr):
@@ -243,7 +250,7 @@ def _docstrings(seen: _Shingles, seed: int) -> list[_Source]:
 
 
 def _long_docstrings(text: str, *, least_chars: int = 400) -> Iterator[str]:
-    for node in ast.walk(ast.parse(text)):
+    for node in _statements(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
             found = _english(ast.get_docstring(node) or "")
             if len(found) >= least_chars:

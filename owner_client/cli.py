@@ -162,6 +162,7 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
             {
                 "owner": member.settings.owner,
                 "coordinator": member.settings.target,
+                "log_key": member.root.log.key_id,
                 "consent_in_force": grant.record_id if grant else None,
                 "consent_until": grant.not_after if grant else None,
                 "statements": [each.statement.type for each in said if each.receipt],

@@ -144,12 +144,13 @@ SAID = {
     "coordinator release": {"event", "release", "directory", "experts", "manifest_digest"},
     "owner opt-out": {"event", "record_id", "grant_id"},
     "owner status": {
-        "event", "owner", "coordinator", "consent_in_force", "consent_until", "statements", "not_in_the_log_yet",
+        "event", "owner", "coordinator", "log_key", "consent_in_force", "consent_until", "statements",
+        "not_in_the_log_yet",
     },
     "owner ledger": {"event", "sent"},
     "coordinator status": {
-        "event", "federation", "address", "log_entries", "owners", "base", "consents_in_force", "opted_out", "experts",
-        "releases", "public",
+        "event", "federation", "address", "log_key", "log_entries", "owners", "base", "consents_in_force", "opted_out",
+        "experts", "releases", "public",
     },
     "audit verify": {"event", "audit", "steps", "releases"},
     "audit log": {"event", "audit", "entries"},
