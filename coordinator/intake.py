@@ -78,6 +78,9 @@ class Intake:
     def open(self, note: bytes, *, caller: str) -> tuple[str, list[FileProgress]]:
         """Begin or go on with the upload that `note` announces; answers its id and what is stored already.
 
+        A party has one upload at a time: of two statements that may come next, one can be recorded. An earlier one that
+        was not finished is dropped.
+
         Raises:
             ConcordError: the statement would not be accepted, or its files cannot be those of an expert of its base.
             ConflictError: another statement has the same record id.
@@ -87,6 +90,7 @@ class Intake:
         self._check_not_taken(statement)
         if self._registry.receipt_of(statement) is None:
             self._check_announced(statement)
+            self._drop_earlier(statement)
             self._check_room(statement)
         directory = self._directory(statement.record_id)
         with full_disk_is_unavailable("this upload"):
@@ -211,6 +215,14 @@ class Intake:
             raise ConflictError(
                 f"upload {statement.record_id} is of another statement; announce yours under a new record id"
             )
+
+    def _drop_earlier(self, statement: ExpertContribute) -> None:
+        for path in self._incoming.glob(f"*/{_NOTE_NAME}"):
+            upload_id, earlier = path.parent.name, parse_note(path.read_bytes())[1]
+            if earlier.party == statement.party and upload_id != statement.record_id:
+                with self._turns.setdefault(upload_id, _Turn()).alone():
+                    shutil.rmtree(path.parent, ignore_errors=True)
+                self._turns.pop(upload_id, None)
 
     def _opened(self, upload_id: str, *, caller: str) -> ExpertContribute:
         """The statement of an upload of the caller that was opened before."""

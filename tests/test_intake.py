@@ -146,7 +146,7 @@ def test_a_chunk_that_was_damaged_is_not_stored(consortium: Federation, owner: O
 
 
 def _discard_and_submit(federation: Federation, owner: Owner) -> None:
-    """The upload left open above stays for its owner to go on with; another one of the same owner is not in its way."""
+    """The upload left open above is not in the way of another one of the same owner, which takes its place."""
     owner.put_expert(expert_weights(7))
     assert owner.submit().receipt is not None
     assert federation.release().owners == {1: owner.name}
@@ -333,3 +333,13 @@ def test_a_stream_left_open_cannot_change_what_a_later_one_sent(federation: Fede
         intake.put(interrupted(), caller="archive")
     intake.finish(upload_id, caller="archive")
     assert (federation.public / "objects" / digest_of(data).removeprefix("sha256:")).read_bytes() == data
+
+
+def test_an_owner_has_one_upload_at_a_time(consortium: Federation, owner: Owner, grant: ConsentGrant) -> None:
+    experts = [_saved(expert_weights(seed)) for seed in range(5)]
+    with calling_as(owner) as calls:
+        opened = [calls.open(contribution(owner, grant.record_id, data)).upload_id for data in experts]
+        assert [path.name for path in consortium.coordinator.home.incoming.iterdir()] == [opened[-1]]
+        with refused(consortium, NotFoundError, "is open; open it first"):
+            calls.finish(opened[0])
+    _honest_submission_works(consortium, owner)
