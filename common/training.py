@@ -1,11 +1,9 @@
-"""What pretraining and expert training share: the loss, the schedule, the step loop, exact resumption, the job's frame.
+"""What pretraining and expert training share: the schedule, the step loop, exact resumption, the job's frame.
 
-AdamW with a cosine schedule, clipped gradients, cross-entropy with z-losses on logits and router logits (arXiv
-2507.07024, section 3.3.1). A run killed at any moment and started again ends with the same bits: a checkpoint holds all
-that a step reads (parameters, optimizer state, place in the text, step), and everything else is a function of the
-configuration. Tensors are kept as safetensors and the rest as JSON; nothing is pickled.
-
-Shapes: B batch, T sequence, V vocab_size, E experts.
+AdamW with a cosine schedule and clipped gradients (arXiv 2507.07024, section 3.3.1). A run killed at any moment and
+started again ends with the same bits: a checkpoint holds all that a step reads (parameters, optimizer state, place in
+the text, step), and everything else is a function of the configuration. Tensors are kept as safetensors and the rest as
+JSON; nothing is pickled.
 """
 
 import hashlib
@@ -26,13 +24,13 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from common import job
 from common.data import Batch, MixtureState
 from common.errors import ConflictError, JobFailedError, MalformedError
 from common.files import taking_turns
 from common.job import StoppedError, StopSignal
+from common.loss import LossFunction, TensorBatch
 from common.model.transformer import CausalLM, ModelOutput
 
 BETAS: Final = (0.9, 0.95)
@@ -100,66 +98,6 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-# ---- Loss and schedule -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TensorBatch:
-    """`common.data.Batch` on the device."""
-
-    input_ids_BT: Tensor
-    targets_BT: Tensor
-    document_ids_BT: Tensor
-    sources_B: Tensor
-
-    @classmethod
-    def place(cls, batch: Batch, device: torch.device | str) -> "TensorBatch":
-        """Copy a batch to `device`."""
-        arrays = (batch.input_ids_BT, batch.targets_BT, batch.document_ids_BT, batch.sources_B)
-        return cls(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """`total` is what is minimised; `cross_entropy` (nats a token) is what is reported."""
-
-    total: Tensor
-    cross_entropy: Tensor
-
-
-LossFunction = Callable[[ModelOutput, TensorBatch], Loss]
-
-
-class _TokenLosses(torch.autograd.Function):
-    """Cross-entropy and log-partition of each token, with one pass over the vocabulary backwards instead of three."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        partition_BT = logits_BTV.logsumexp(dim=-1)
-        ctx.save_for_backward(logits_BTV, partition_BT, targets_BT)
-        return partition_BT - logits_BTV.gather(-1, targets_BT.unsqueeze(-1)).squeeze(-1), partition_BT
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits_BTV, partition_BT, targets_BT = ctx.saved_tensors  # type: ignore[attr-defined]
-        of_cross_entropy_BT, of_partition_BT = gradients
-        probabilities_BTV = (logits_BTV - partition_BT.unsqueeze(-1)).exp_()
-        gradient_BTV = probabilities_BTV.mul_((of_cross_entropy_BT + of_partition_BT).unsqueeze(-1))
-        return gradient_BTV.scatter_add_(-1, targets_BT.unsqueeze(-1), -of_cross_entropy_BT.unsqueeze(-1)), None
-
-
-def language_loss(output: ModelOutput, batch: TensorBatch, *, z_loss: float, router_z_loss: float) -> Loss:
-    """Mean cross-entropy, plus `z_loss` times the mean squared log-partition of logits, likewise of router logits."""
-    losses: tuple[Tensor, Tensor] = _TokenLosses.apply(output.logits_BTV.float(), batch.targets_BT)  # type: ignore[no-untyped-call]
-    cross_entropy_BT, partition_BT = losses
-    cross_entropy = cross_entropy_BT.mean()
-    total = cross_entropy + z_loss * partition_BT.square().mean()
-    if output.router_logits:
-        squares = [logits_BTE.float().logsumexp(dim=-1).square().mean() for logits_BTE in output.router_logits]
-        total = total + router_z_loss * torch.stack(squares).mean()
-    return Loss(total, cross_entropy.detach())
 
 
 def learning_rate_share(step: int, *, steps: int, warmup_steps: int, final_share: float) -> float:

@@ -21,6 +21,7 @@ from common import tokenizer, training
 from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import MalformedError
 from common.job import StopSignal
+from common.loss import language_loss
 from common.model import hf
 from common.model.config import ModelConfig
 from common.model.router_rows import measure, public_router
@@ -82,7 +83,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     trainer = Trainer(
         model,
         config=config,
-        loss=partial(training.language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
+        loss=partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
         fingerprint=fingerprint,
         report=training.reporter("pretrain"),
         stop=stop,

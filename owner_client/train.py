@@ -28,12 +28,13 @@ from common import training
 from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import JobFailedError
 from common.job import StopSignal
+from common.loss import Loss, TensorBatch, language_loss
 from common.model import hf, partition
 from common.model.partition import OWNED_EXPERT
 from common.model.router_rows import PublicRouter
 from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
-from common.training import Loss, TensorBatch, Trainer, TrainingConfig
+from common.training import Trainer, TrainingConfig
 from owner_client.anchor import PublicAnchor
 from owner_client.router_init import initialise_routers
 
@@ -128,7 +129,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
 
 def expert_loss(output: ModelOutput, batch: TensorBatch, *, config: ExpertJob, anchor: PublicAnchor) -> Loss:
     """The language loss, and on public rows the distance to the public expert."""
-    language = training.language_loss(output, batch, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
+    language = language_loss(output, batch, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
     if config.public_anchor == 0:
         return language
     distance = anchor.distance(batch.sources_B == _PUBLIC)

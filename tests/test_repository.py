@@ -39,7 +39,7 @@ ONLY_IN = {
     "psutil": r"deploy\..*",
     "transformers": r"^$",
     "torch": (
-        r"common\.(job|training|evaluate)|common\.model\.(hf|moe|router_rows|transformer)"
+        r"common\.(job|loss|training|evaluate)|common\.model\.(hf|moe|router_rows|transformer)"
         r"|owner_client\.(train|router_init|anchor)"
     ),
     "safetensors": r"common\.training|common\.model\.(hf|router_rows)|owner_client\.train",

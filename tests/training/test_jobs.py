@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.data import PackedText, batches, read_split
 from common.errors import JobFailedError, MalformedError
 from common.job import StopSignal
+from common.loss import TensorBatch
 from common.model import hf, partition
 from common.model.router_rows import RATIO_RIDGE, Moments, PublicRouter, log_ratio_row, measure
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
-from common.training import TensorBatch
 from owner_client import router_init, train
 
 

@@ -16,8 +16,8 @@ from small_jobs import expert_config, pretrain_config
 from common import training
 from common.errors import ConflictError, JobFailedError, MalformedError
 from common.job import EXIT_STOPPED, StoppedError, StopSignal
+from common.loss import TensorBatch, language_loss
 from common.model.transformer import ModelOutput
-from common.training import TensorBatch
 from coordinator import pretrain
 from owner_client import train
 
@@ -31,7 +31,7 @@ def test_the_loss_and_its_gradient_equal_the_textbook_ones() -> None:
     logits, routers = torch.randn(2, 5, 11, generator=generator) * 3, torch.randn(2, 5, 2, generator=generator)
     targets = torch.randint(11, (2, 5), generator=generator)
     ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    loss = training.language_loss(ModelOutput(ours, (routers,)), _batch(targets), z_loss=0.1, router_z_loss=0.2)
+    loss = language_loss(ModelOutput(ours, (routers,)), _batch(targets), z_loss=0.1, router_z_loss=0.2)
     loss.total.backward()
     cross_entropy = F.cross_entropy(theirs.flatten(0, 1), targets.flatten())
     z, router_z = (x.logsumexp(-1).square().mean() for x in (theirs, routers))
