@@ -13,12 +13,13 @@ from typing import Final
 from common.errors import ConcordError
 from common.files import read_required
 from common.model import checkpoint
-from common.model.checkpoint import INDEX_NAME, ByteRange, TensorEntry
-from common.model.expert import CONFIG_NAME, EVALUATION_NAME, EXPERT_NAME, ROUTER_NAME, read_config
+from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
+from common.model.expert import CONFIG_NAME, EVALUATION_NAME, EXPERT_NAME, ROUTER_NAME, expected_tensors, read_config
 from common.model.partition import (
     OWNED_EXPERT,
     PROJECTIONS,
     PUBLIC_EXPERT,
+    TensorSpec,
     dense_feed_forward,
     feed_forward,
     joined_router,
@@ -151,9 +152,19 @@ def _check_files(public: Path, history: History) -> int:
         shown = [path for parent in ("base", "releases") for path in _subdirectories(public / parent)]
     except (ConcordError, OSError) as error:
         raise _failed(7, error) from error
+    _check_objects(public / "objects")
     if unknown := [str(path) for path in shown if path not in logged]:
         raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
     return len(logged)
+
+
+def _check_objects(objects: Path) -> None:
+    """Every published object is what its name says."""
+    for path in sorted(objects.iterdir()) if objects.is_dir() else ():
+        if path.name.startswith("."):
+            continue  # still being written
+        if path.is_symlink() or not path.is_file() or digest_of_file(path) != f"sha256:{path.name}":
+            raise StepFailed(7, f"objects/{path.name} does not hold the bytes that its name is the SHA-256 of")
 
 
 def _failed(step: int, error: Exception, *, of: str = "") -> StepFailed:
@@ -179,7 +190,9 @@ def _check_placed(public: Path, history: History, release: Release) -> int:
     try:
         base = public / "base" / str(history.bases[release.statement.base_digest].round)
         directory = public / "releases" / name
-        experts = [_expert(public, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)]
+        experts = [
+            _expert(public, base, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)
+        ]
         expected = _expected(base, experts)
         held = checkpoint.read_checkpoint(directory)
         _check_config(base, directory, release)
@@ -190,12 +203,12 @@ def _check_placed(public: Path, history: History, release: Release) -> int:
         odd = sorted(held.keys() ^ expected.keys())[0]
         raise StepFailed(8, f"{name}: tensor {odd} is in the release or in its inputs, but not in both")
     for tensor, entry in held.items():
-        if not _same_bytes(entry, expected[tensor]):
+        if entry.spec != expected[tensor].spec or not _same_bytes(entry, expected[tensor].pieces):
             raise StepFailed(8, f"{name}: tensor {tensor} is not what its inputs make it")
     return len(held)
 
 
-def _expert(public: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
+def _expert(public: Path, base: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
     """The tensors of the contribution in a slot, from the file that the log names."""
     released = release.statement.experts[slot - 1]
     grant = history.grants[history.grant_ids[released.grant_index]]
@@ -205,7 +218,10 @@ def _expert(public: Path, history: History, release: Release, slot: int) -> Mapp
     read_required_file(path)
     if digest_of_file(path) != digest:
         raise StepFailed(8, f"the expert of {grant.statement.party} is not {digest}")
-    return checkpoint.read_header(path)
+    entries = checkpoint.read_header(path)
+    checkpoint.check_tensors(entries, expected=expected_tensors(read_config(base)))
+    checkpoint.check_nothing_beside(path)
+    return entries
 
 
 def read_required_file(path: Path) -> None:
@@ -214,8 +230,8 @@ def read_required_file(path: Path) -> None:
         read_required(path, hint="the log names it; it must be published")
 
 
-def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str, list[ByteRange]]:
-    """What every tensor of a release must be made of."""
+def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str, Placed]:
+    """What every tensor of a release must be: its type, shape and bytes."""
     config = read_config(base)
     public, rows = checkpoint.read_checkpoint(base), checkpoint.read_header(base / ROUTER_NAME)
     renamed = {
@@ -223,14 +239,16 @@ def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str,
         for layer in range(config.num_hidden_layers)
         for projection in PROJECTIONS
     }
-    expected = {renamed.get(name, name): [entry.location] for name, entry in public.items()}
+    expected = {renamed.get(name, name): Placed(entry.spec, (entry.location,)) for name, entry in public.items()}
     for layer in range(config.num_hidden_layers):
         for slot, expert in enumerate(experts, start=1):
             for projection in PROJECTIONS:
                 source = expert[feed_forward(layer, OWNED_EXPERT, projection)]
-                expected[feed_forward(layer, slot, projection)] = [source.location]
+                expected[feed_forward(layer, slot, projection)] = Placed(source.spec, (source.location,))
+        first = rows[router_row(layer, PUBLIC_EXPERT)]
         own = [expert[router_row(layer, OWNED_EXPERT)].location for expert in experts]
-        expected[joined_router(layer)] = [rows[router_row(layer, PUBLIC_EXPERT)].location, *own]
+        joined = TensorSpec(first.spec.dtype, (1 + len(own), *first.spec.shape))
+        expected[joined_router(layer)] = Placed(joined, (first.location, *own))
     return expected
 
 
@@ -257,7 +275,7 @@ def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry]
         raise StepFailed(8, f"{directory / odd[0]} is no part of a release")
 
 
-def _same_bytes(entry: TensorEntry, pieces: list[ByteRange]) -> bool:
+def _same_bytes(entry: TensorEntry, pieces: tuple[ByteRange, ...]) -> bool:
     if entry.location.size != sum(piece.size for piece in pieces):
         return False
     with entry.location.path.open("rb") as ours:

@@ -7,6 +7,7 @@ import typer
 
 from common.audit import Report, audit
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
+from common.console import Reporter
 from common.files import read_required, write_atomic
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement
@@ -34,10 +35,11 @@ def verify(
     report = audit(existing(public), root=trusted, last_seen=seen)
     with reporting(as_json) as reporter:
         for finding in report.findings:
-            mark = "holds" if finding.holds else "FAILS"
-            reporter.step(f"{finding.step}. {finding.title}: {mark}: {finding.found}")
+            if finding.holds:
+                reporter.step(f"{finding.step}. {finding.title}: {finding.found}")
+        _conclude(reporter, report)
         if trusted is None:
-            reporter.step("the trusted root was taken from the published files; give --root to check whose they are")
+            reporter.warning("the trusted root was taken from the published files; give --root to check whose they are")
         reporter.result(_fields(report))
     if report.holds and checkpoint:
         write_atomic(checkpoint, report.checkpoint)
@@ -56,10 +58,19 @@ def log(
     with reporting(as_json) as reporter:
         for line in report.log_lines:
             reporter.step(line)
+        _conclude(reporter, report)
         entries = [_entry(index, statement) for index, statement in enumerate(report.statements)]
         reporter.result({"audit": report.holds, "entries": entries if as_json else len(entries)})
     if not report.holds:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _conclude(reporter: Reporter, report: Report) -> None:
+    for finding in report.findings:
+        if not finding.holds:
+            reporter.warning(f"FAILS: {finding.found}")
+    if not report.holds:
+        reporter.warning("the audit FAILED; the steps after it were not taken")
 
 
 def _trusted(root: Path | None) -> TrustedRoot | None:

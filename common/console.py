@@ -18,6 +18,9 @@ class Reporter(Protocol):
     def step(self, text: str) -> None:
         """A finished step, as one line."""
 
+    def warning(self, text: str) -> None:
+        """What a person should look at, as one line."""
+
     def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
         """How far a task is, in any unit."""
 
@@ -33,6 +36,9 @@ class JsonReporter:
 
     def step(self, text: str) -> None:
         self._write({"event": "step", "text": text})
+
+    def warning(self, text: str) -> None:
+        self._write({"event": "warning", "text": text})
 
     def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
         self._write({"event": "progress", "task": task, "done": done, "total": total, "note": note})
@@ -71,6 +77,9 @@ class RichReporter:
 
     def step(self, text: str) -> None:
         self._console.print(f"[green]✓[/green] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        self._console.print(f"[red]✗[/red] {escape(text)}", highlight=False, soft_wrap=True)
 
     def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
         if task not in self._tasks:

@@ -15,6 +15,7 @@ from common.files import write_secret
 from common.jobs import run_job
 from common.telemetry import set_up_logging
 from common.trust.invitation import Invitation
+from common.trust.manifest import digest_of
 from common.trust.statements import COORDINATOR
 from coordinator.config import CoordinatorSettings
 from coordinator.evaluation import evaluation_job
@@ -144,12 +145,15 @@ def release(
             job = evaluation_job(existing(evaluate), threads=threads, max_bytes=max_bytes, reporter=reporter)
         made = make_release(coordinator, evaluate=job)
         owners = ", ".join(made.owners.values()) or "nobody: the public model alone"
+        for owner, why in made.left_out.items():
+            reporter.warning(f"left out: {owner}: {why}")
         reporter.step(f"{made.statement.release} is signed, logged and published with the experts of: {owners}")
         reporter.result(
             {
                 "release": made.statement.release,
                 "directory": str(made.directory),
                 "experts": list(made.owners.values()),
+                "left_out": dict(made.left_out),
                 "manifest_digest": made.statement.manifest_digest,
             }
         )
@@ -167,7 +171,7 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
     return {
         "federation": coordinator.settings.federation,
         "address": f"{coordinator.settings.reachable_at}:{coordinator.settings.port}",
-        "log_key": coordinator.registry.root.log.key_id,
+        "trusted_root": digest_of(bytes(coordinator.registry.root)),
         "log_entries": history.size,
         "owners": sorted(history.parties.keys() - {COORDINATOR}),
         "base": latest_base(history).base_digest if history.bases else None,

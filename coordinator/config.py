@@ -21,7 +21,8 @@ class CoordinatorSettings(Settings):
     """Host name or address that owners use to reach this coordinator, where it is not `host`."""
     line: str = "main"
     num_experts_per_tok: Annotated[int, Field(ge=1, le=64)] = 2
-    certificate_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24
+    certificate_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24 * 30
+    """A daemon renews at half of it; one that was away for longer cannot come back yet, so it is long."""
     invitation_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] = 15
     threads: Annotated[int, Field(ge=2, le=256)] = 8
 

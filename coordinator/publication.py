@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import ConflictError, MalformedError, NotFoundError
-from common.files import copy_whole, link_or_copy, read_required, sync_directory, write_atomic
+from common.files import copy_whole, link_or_copy, read_required, sync_directory, taking_turns, write_atomic
 from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, check_digest, digest_of, digest_of_file
 
 ROOT_NAME: Final = "trusted_root.json"
@@ -102,8 +102,11 @@ class Publication:
 
     def show(self, directory: Path, *, manifest_digest: str) -> None:
         """Make `directory` the named view of a published manifest; whole or not at all, and again without harm."""
-        if directory.exists():
-            return
+        with taking_turns(self.path.parent / "publication.lock"):
+            if not directory.exists():
+                self._show(directory, manifest_digest)
+
+    def _show(self, directory: Path, manifest_digest: str) -> None:
         manifest = self.manifest(manifest_digest)
         directory.parent.mkdir(parents=True, exist_ok=True)
         staging = directory.with_name(f".{directory.name}.partial")

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import NotFoundError
 from common.files import exclusive
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
-from common.trust.history import Contribution, Grant, History, releasable_experts
+from common.trust.history import Contribution, Grant, History, left_out, releasable_experts
 from common.trust.manifest import Manifest
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.assembler import assemble
@@ -40,6 +40,8 @@ class PublishedRelease:
     statement: ReleasePublish
     directory: Path
     owners: Mapping[int, str]
+    left_out: Mapping[str, str]
+    """Owners whose expert and unrevoked consent are there, but who may not be in it, and why."""
 
 
 def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
@@ -96,7 +98,9 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     history, settings = coordinator.registry.head(), coordinator.settings
     base, log_size = latest_base(history), history.size
     name, line = f"release-{len(history.releases) + 1}", settings.line
-    chosen = releasable_experts(history, release=name, line=line, base_digest=base.base_digest, at=datetime.now(UTC))
+    place = {"release": name, "line": line, "base_digest": base.base_digest}
+    now = datetime.now(UTC)
+    chosen = releasable_experts(history, **place, at=now)
     staging = coordinator.home.work / name
     shutil.rmtree(coordinator.home.work, ignore_errors=True)
     staging.parent.mkdir()
@@ -120,7 +124,10 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     coordinator.publication.show(shown, manifest_digest=manifest.digest)
     shutil.rmtree(coordinator.home.work, ignore_errors=True)
     return PublishedRelease(
-        statement, shown, {slot: grant.statement.party for slot, (grant, _) in enumerate(chosen, start=1)}
+        statement,
+        shown,
+        {slot: grant.statement.party for slot, (grant, _) in enumerate(chosen, start=1)},
+        left_out(history, **place, at=now),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Engine,
@@ -83,7 +84,7 @@ class Store:
     """One coordinator's database. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        self._engine = create_engine(f"sqlite:///{path}")
+        self._engine = create_engine(URL.create("sqlite", database=str(path)))
         _configure(self._engine)
 
     def create(self) -> None:

@@ -51,7 +51,13 @@ def _print_shares(console: Console, figures: Mapping[str, object]) -> None:
 def _print_sent(console: Console, figures: Mapping[str, object]) -> None:
     sent = cast("Mapping[str, Mapping[str, int]]", figures["sent_files"])
     held = cast("Mapping[str, int]", figures["held_bytes"])
-    table = Table("owner", "sent", "files", "stayed at home: text", title="What left each owner, from its ledger")
+    table = Table(
+        "owner",
+        "sent",
+        "files",
+        "stayed at home: text without the test split",
+        title="What left each owner, from its ledger",
+    )
     for owner, files in sent.items():
         names = ", ".join(f"{name} ({size(num_bytes)})" for name, num_bytes in files.items())
         table.add_row(owner, size(sum(files.values())), names, size(held[owner]))

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from common.cli import JsonOption, existing, new_app, reporting
 from common.config import describe, load_options
 from common.console import Reporter, bytes_progress, job_progress, size
-from common.errors import MalformedError
+from common.errors import MalformedError, NotFoundError
 from common.files import read_required
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
 from common.trust.invitation import Invitation
+from common.trust.manifest import digest_of
 from owner_client import egress, membership, participation
 from owner_client.client import Retry
 from owner_client.config import ConsentSettings, OwnerHome
@@ -40,6 +41,9 @@ def enrol(
     as_json: JsonOption = False,
 ) -> None:
     """Join a consortium: make your keys here, redeem the invitation, take your place in the log."""
+    for folder in (data, public):
+        if folder is not None and not existing(folder).exists():
+            raise NotFoundError(f"{folder} is not there; nothing was redeemed, the invitation is still good")
     raw = read_required(invitation, hint="ask the admin for one") if invitation else sys.stdin.buffer.read()
     with reporting(as_json) as reporter:
         settings = membership.enrol(
@@ -70,7 +74,8 @@ def consent(
     with reporting(as_json) as reporter, _member(home) as member:
         base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
         grant = participation.consent(member, settings, base=base)
-        reporter.step(f"consent {grant.record_id} is in the log, in force until {grant.not_after}")
+        what = f"for {', '.join(grant.purposes)} in line {line} under terms {grant.terms.digest}"
+        reporter.step(f"consent {grant.record_id} {what} is in the log, in force until {grant.not_after}")
         reporter.result({"grant_id": grant.record_id, "not_after": grant.not_after})
 
 
@@ -137,8 +142,9 @@ def opt_out(
 ) -> None:
     """Withdraw your consent: no later release may hold your expert, and everybody can check that."""
     with reporting(as_json) as reporter, _member(home) as member:
-        revocation = participation.opt_out(member, reason=reason)
-        reporter.step(f"opted out: revocation {revocation.record_id} is in the log; no later release holds your expert")
+        for revocation in participation.opt_out(member, reason=reason):
+            reporter.step(f"consent {revocation.grant_id} is revoked: {revocation.record_id} is in the log")
+        reporter.step("opted out: no later release holds your expert")
         reporter.result({"record_id": revocation.record_id, "grant_id": revocation.grant_id})
 
 
@@ -162,7 +168,7 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
             {
                 "owner": member.settings.owner,
                 "coordinator": member.settings.target,
-                "log_key": member.root.log.key_id,
+                "trusted_root": digest_of(bytes(member.root)),
                 "consent_in_force": grant.record_id if grant else None,
                 "consent_until": grant.not_after if grant else None,
                 "statements": [each.statement.type for each in said if each.receipt],

@@ -85,9 +85,10 @@ def _shifted(on_bytes: OnBytes, *, by: int, total: int) -> OnBytes:
 
 
 def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> ConsentGrant:
-    """Sign and record the consent for this owner's expert over `base`; one that is in force is found again.
+    """Sign and record the consent for this owner's expert over `base`; the same one in force is found again.
 
     Raises:
+        ConflictError: another one is in force for this base.
         NotFoundError: the terms' file is not there.
     """
     terms = read_required(settings.terms, hint="name the file with the terms that you agree to")
@@ -96,6 +97,7 @@ def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> Con
         send_unsent(member)
         grant = grant_in_force(member.chain, base_digest=base.digest)
         if grant is not None:
+            _check_same(grant, settings, terms_digest=digest_of(terms))
             return grant
         withdraw_upload(member)
         said = member.chain.say(
@@ -112,6 +114,16 @@ def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> Con
     return said.statement
 
 
+def _check_same(grant: ConsentGrant, settings: ConsentSettings, *, terms_digest: str) -> None:
+    asked = (settings.purposes, settings.line, terms_digest)
+    line = grant.scope.line if isinstance(grant.scope, LineScope) else grant.scope.release
+    if asked != (list(grant.purposes), line, grant.terms.digest):
+        raise ConflictError(
+            f"another consent for this base is in force until {grant.not_after}: for {', '.join(grant.purposes)} in "
+            f"line {line} under terms {grant.terms.digest}; opt out first, or ask for the same"
+        )
+
+
 def send_unsent(member: Membership) -> None:
     """Send what an earlier run signed and got no receipt for, but leave uploads alone; within the chain's turn."""
     for said in member.chain.pending():
@@ -126,19 +138,22 @@ def withdraw_upload(member: Membership) -> None:
             send(member, said)
 
 
-def grant_in_force(chain: Chain, *, base_digest: str | None = None) -> ConsentGrant | None:
-    """This owner's latest consent that is neither revoked nor lapsed, for a base or for any."""
+def grants_in_force(chain: Chain) -> list[ConsentGrant]:
+    """This owner's consents that are neither revoked nor lapsed, the latest first."""
     said = [said.statement for said in chain.statements()]
     revoked = {statement.grant_id for statement in said if isinstance(statement, ConsentRevoke)}
-    for statement in reversed(said):
-        if (
-            isinstance(statement, ConsentGrant)
-            and statement.record_id not in revoked
-            and base_digest in (None, statement.expert.base_digest)
-            and datetime.now(UTC) < parse_time(statement.not_after)
-        ):
-            return statement
-    return None
+    return [
+        statement
+        for statement in reversed(said)
+        if isinstance(statement, ConsentGrant)
+        and statement.record_id not in revoked
+        and datetime.now(UTC) < parse_time(statement.not_after)
+    ]
+
+
+def grant_in_force(chain: Chain, *, base_digest: str | None = None) -> ConsentGrant | None:
+    """This owner's latest consent in force, for a base or for any."""
+    return next((g for g in grants_in_force(chain) if base_digest in (None, g.expert.base_digest)), None)
 
 
 def has_left(chain: Chain) -> bool:
@@ -227,23 +242,23 @@ def is_other_upload(said: Said, planned: EgressPlan) -> bool:
     return isinstance(said.statement, ExpertContribute) and said.statement.files != planned.files
 
 
-def opt_out(member: Membership, *, reason: str | None) -> ConsentRevoke:
-    """Revoke this owner's consent: no later release may hold its expert. Needs no training and no upload.
+def opt_out(member: Membership, *, reason: str | None) -> list[ConsentRevoke]:
+    """Revoke every consent of this owner: no later release may hold its experts. Needs no training and no upload.
 
     Raises:
         ConsentError: there is no consent to revoke.
     """
     with member.chain.turn():
-        cut_off = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
+        revoked = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
         send_unsent(member)
-        if cut_off:
-            return cut_off[0]
         withdraw_upload(member)
-        grant = grant_in_force(member.chain)
-        if grant is None:
+        grants = grants_in_force(member.chain)
+        if not grants and not revoked:
             raise ConsentError("there is no consent to revoke: none is in force")
         optional = {} if reason is None else {"reason": reason}
-        said = member.chain.say(ConsentRevoke, grant_id=grant.record_id, effect="future", deadline_s=0, **optional)
-        send(member, said)
-    assert isinstance(said.statement, ConsentRevoke)
-    return said.statement
+        for grant in grants:
+            said = member.chain.say(ConsentRevoke, grant_id=grant.record_id, effect="future", deadline_s=0, **optional)
+            send(member, said)
+            assert isinstance(said.statement, ConsentRevoke)
+            revoked.append(said.statement)
+    return revoked

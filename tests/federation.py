@@ -121,7 +121,7 @@ class Owner:
     def opt_out(self) -> ConsentRevoke:
         """Leave."""
         with self.member() as member:
-            return participation.opt_out(member, reason=None)
+            return participation.opt_out(member, reason=None)[-1]
 
     def take_part(self, seed: int) -> Said:
         """Consent, have an expert, submit it."""

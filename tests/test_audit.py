@@ -234,7 +234,7 @@ def _expert_object(published: Published) -> Path:
 
 def test_a_contribution_that_was_changed_is_found(published: Published) -> None:
     _flip(_expert_object(published), -1)
-    _fails(published, 8, "the expert of hospital is not sha256:")
+    _fails(published, 7, "does not hold the bytes that its name is the SHA-256 of")
 
 
 def test_a_contribution_that_is_missing_is_found(published: Published) -> None:
@@ -498,3 +498,16 @@ def test_the_command_keeps_the_last_checkpoint_and_refuses_an_older_log(publishe
 def test_digests_of_objects_are_their_names(published: Published) -> None:
     for path in (published.path / "objects").iterdir():
         assert digest_of(path.read_bytes()) == f"sha256:{path.name}"
+
+
+def test_a_tensor_that_only_claims_another_shape_is_found(published: Published) -> None:
+    shards = sorted((published.path / LAST).glob("*.safetensors"))
+    shard = next(path for path in shards if b'"shape":[24,16]' in path.read_bytes())
+    shard.write_bytes(shard.read_bytes().replace(b'"shape":[24,16]', b'"shape":[16,24]', 1))
+    published.relist()
+    _fails(published, 8, "is not what its inputs make it")
+
+
+def test_an_object_nobody_names_must_still_be_what_it_is_called(published: Published) -> None:
+    (published.path / "objects" / ("0" * 64)).write_bytes(b"junk")
+    _fails(published, 7, "does not hold the bytes")

@@ -13,7 +13,8 @@ from common.model import checkpoint
 from common.trust.statements import ConsentRevoke
 from coordinator.home import open_home
 from coordinator.releases import make_release
-from owner_client import egress
+from owner_client import egress, participation
+from owner_client.config import ConsentSettings
 from tests.federation import Federation, expert_weights, running_federation
 
 
@@ -174,3 +175,38 @@ def test_a_restored_backup_is_refused(tmp_path: Path) -> None:
     shutil.copyfile(tmp_path / "backup", database)
     with pytest.raises(ConflictError, match="older backup"), open_home(tmp_path / "coordinator"):
         pass
+
+
+def test_opting_out_revokes_every_consent(consortium: Federation) -> None:
+    owner = consortium.enrol("archive")
+    first = owner.consent()
+    consortium.publish_base(seed=1)
+    second = owner.consent()
+    assert first.expert.base_digest != second.expert.base_digest
+    with owner.member() as member:
+        revoked = participation.opt_out(member, reason=None)
+        assert {each.grant_id for each in revoked} == {first.record_id, second.record_id}
+        assert participation.grants_in_force(member.chain) == []
+
+
+@pytest.mark.parametrize("changed", [{"purposes": ["commercial"]}, {"line": "other"}, {"terms": "other terms"}])
+def test_another_consent_is_not_taken_for_the_one_in_force(consortium: Federation, changed: dict[str, object]) -> None:
+    owner = consortium.enrol("archive")
+    owner.consent()
+    if "terms" in changed:
+        owner.terms.write_text(str(changed.pop("terms")))
+    settings = ConsentSettings.model_validate({"purposes": ["research"], "terms": owner.terms, **changed})
+    with owner.member() as member, pytest.raises(ConflictError, match=r"another consent .* opt out first"):
+        participation.consent(member, settings, base=owner.base())
+
+
+def test_a_release_says_who_is_left_out_and_why(consortium: Federation) -> None:
+    owner = consortium.enrol("archive")
+    with owner.member() as member:
+        settings = ConsentSettings(purposes=["research"], terms=owner.terms, line="elsewhere")
+        participation.consent(member, settings, base=owner.base())
+    owner.put_expert(expert_weights(1))
+    owner.submit()
+    release = consortium.release()
+    assert not release.owners
+    assert "does not cover release-1 of line main" in release.left_out["archive"]

@@ -67,4 +67,11 @@ def check_base(directory: Path) -> ModelConfig:
         name = router_row(layer, PUBLIC_EXPERT)
         if name not in rows or rows[name].spec.shape != (config.hidden_size,):
             raise MalformedError(f"{directory / ROUTER_NAME} has no row {name} of {config.hidden_size}")
+        if rows[name].spec.dtype != _DTYPES[config.dtype]:
+            raise MalformedError(
+                f"{directory / ROUTER_NAME}: {name} is {rows[name].spec.dtype}, the model {config.dtype}"
+            )
+    for tensors in (rows, checkpoint.read_checkpoint(directory)):
+        if (bad := checkpoint.first_not_finite(tensors)) is not None:
+            raise MalformedError(f"{directory}: tensor {bad} holds NaN or infinity; a base must not")
     return config

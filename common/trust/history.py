@@ -5,8 +5,9 @@ one set of rules, written once. No I/O and no clock: "now" of a rule is the `iss
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
+from typing import Final
 
 from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotFoundError, NotPermittedError
 from common.trust.manifest import digest_of
@@ -26,6 +27,10 @@ from common.trust.statements import (
     parse_note,
     parse_time,
 )
+
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+MAX_BACKDATING: Final = timedelta(minutes=20)
+"""How much earlier than an entry before it a release may be dated: clocks of owners and coordinator differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class History:
     contributions_by_index: dict[int, Contribution] = field(default_factory=dict)
     """By entry: every contribution, also those that a later one replaced."""
     releases: dict[str, Release] = field(default_factory=dict)
+    latest: datetime = _EPOCH
+    """The latest date of any entry."""
 
     def __post_init__(self) -> None:
         self.parties.setdefault(COORDINATOR, Party(self.root.coordinator))
@@ -114,6 +121,7 @@ class History:
         party = self.parties[statement.party]
         self.parties[statement.party] = replace(party, next_seq=statement.seq + 1, head=statement.digest)
         self.records.add(statement.record_id)
+        self.latest = max(self.latest, parse_time(statement.issued_at))
         self.size += 1
         return statement
 
@@ -184,6 +192,11 @@ class History:
         if statement.log_size != self.size:
             raise ConflictError(
                 f"{statement.release} was made from {statement.log_size} entries; the log has {self.size}"
+            )
+        if parse_time(statement.issued_at) < self.latest - MAX_BACKDATING:
+            raise ConflictError(
+                f"{statement.release} is dated {statement.issued_at}, before entries that it follows; a release may "
+                "not be dated back to when a consent was in force"
             )
         if statement.base_digest not in self.bases:
             raise NotFoundError(f"{statement.release} is over base {statement.base_digest}, which is not in the log")
@@ -305,6 +318,19 @@ def releasable_experts(
             continue
         chosen.append((grant, contribution))
     return sorted(chosen, key=lambda pair: pair[0].index)
+
+
+def left_out(history: History, *, release: str, line: str, base_digest: str, at: datetime) -> dict[str, str]:
+    """Why contributed experts with an unrevoked consent may not be in `release`, by party."""
+    reasons = {}
+    for grant_id in history.contributions:
+        grant = history.grants[grant_id]
+        if grant.revoked_index is None:
+            try:
+                check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
+            except ConsentError as error:
+                reasons[grant.statement.party] = str(error)
+    return reasons
 
 
 def replay(root: TrustedRoot, entries: list[bytes]) -> History:
