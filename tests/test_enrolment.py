@@ -296,14 +296,16 @@ def test_a_certificate_that_was_never_handed_out_is_refused(federation: Federati
 
 
 def test_a_certificate_that_lapsed_is_refused_on_the_next_call(federation: Federation) -> None:
-    coordinator, tomorrow = federation.coordinator, datetime.now(UTC) + timedelta(days=1, seconds=1)
+    coordinator = federation.coordinator
+    lifetime = timedelta(hours=coordinator.settings.certificate_hours)
+    later = datetime.now(UTC) + lifetime + timedelta(seconds=1)
     tls = tls_of(federation.enrol("archive"))
     authenticate = Enrolment(
         coordinator.store,
         coordinator.registry,
         authority=coordinator.authority,
-        certificate_lifetime=timedelta(days=1),
-        now=lambda: tomorrow,
+        certificate_lifetime=lifetime,
+        now=lambda: later,
     ).authenticate
     with pytest.raises(NotPermittedError, match=r"lapsed at .*; enrol again"):
         authenticate(tls.certificate, "/concord.v1.Registry/Record")
