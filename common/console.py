@@ -79,7 +79,7 @@ class RichReporter:
         self._console.print(f"[green]✓[/green] {escape(text)}", highlight=False, soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        self._console.print(f"[red]✗[/red] {escape(text)}", highlight=False, soft_wrap=True)
+        self._console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)
 
     def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
         if task not in self._tasks:

@@ -305,6 +305,11 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     "enrol with a folder": (
         "owner enrol", lambda s: ["--invitation", s.path / "empty", "--home", s.path / "x"], "empty"
     ),
+    "enrol with text that is not there": (
+        "owner enrol",
+        lambda s: ["--invitation", s.path / "unused.json", "--home", s.path / "x", "--data", s.path / "none"],
+        "the invitation is still good",
+    ),
     "enrol with nothing": ("owner enrol", lambda s: ["--home", s.path / "x"], "invitation"),
     "enrol where one has joined": (
         "owner enrol", lambda s: ["--invitation", s.path / "unused.json", "--home", s.joined], "has joined already"
