@@ -31,7 +31,7 @@ from common.errors import ConflictError, JobFailedError, MalformedError
 from common.files import taking_turns
 from common.job import StoppedError, StopSignal
 from common.loss import LossFunction, TensorBatch
-from common.model.transformer import CausalLM, ModelOutput
+from common.model.transformer import ModelOutput
 
 BETAS: Final = (0.9, 0.95)
 RESULT_FILE: Final = "training.json"
@@ -146,7 +146,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: nn.Module,
         *,
         config: TrainingConfig,
         loss: LossFunction,
@@ -159,7 +159,7 @@ class Trainer:
         """Make a trainer.
 
         Args:
-            model: In float32 on the device it trains on.
+            model: Called as `CausalLM` is; in float32 on the device it trains on.
             config: How to train.
             loss: From the model's output and the batch.
             fingerprint: Of the configuration and inputs; a checkpoint with another one is refused.

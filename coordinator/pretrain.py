@@ -1,6 +1,7 @@
 """The public model's job: public documents to the base directory, the one anchor that every owner starts from.
 
-`python -m coordinator.pretrain JOB.json` trains a tokenizer and an OLMo 2 model, then measures the hidden states of
+`python -m coordinator.pretrain JOB.json` trains a tokenizer and an OLMo 2 model (beside its next tokens, on the topic
+that routers should see: `topics`), then measures the hidden states of
 public text for the public expert's router row and the direction biases act along. The base directory loads with
 `transformers` (`config.json`, `generation_config.json`, `model.safetensors`, tokenizer files) and holds
 `router.safetensors` beside them.
@@ -16,18 +17,20 @@ from itertools import islice
 from pathlib import Path
 
 from pydantic import Field
+from torch import nn
 
 from common import tokenizer, training
 from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import MalformedError
 from common.job import StopSignal
-from common.loss import language_loss
+from common.loss import LossFunction, language_loss
 from common.model import hf
 from common.model.config import ModelConfig
 from common.model.router_rows import measure, public_router
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
+from coordinator.topics import TopicLM, TopicSpace, topic_loss
 
 
 class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
@@ -42,6 +45,10 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     num_attention_heads: int
     num_key_value_heads: int | None = None
     rope_theta: float = 10_000.0
+    topic_weight: float = Field(default=0.5, ge=0)
+    """Weight of predicting topics from what routers see (`topics`); 0 leaves it out."""
+    num_topics: int = Field(default=16, ge=1)
+    """How many kinds of difference between documents are predicted, at most."""
     router_sequences: int = Field(default=256, ge=1)
     """How many public sequences the router row is measured on."""
 
@@ -80,10 +87,11 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         name=str(config.public),
     )
     model = CausalLM(_sizes(config, tokens), seed=config.seed).to(config.device)
+    trained, loss = _objective(model, text, config)
     trainer = Trainer(
-        model,
+        trained,
         config=config,
-        loss=partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
+        loss=loss,
         fingerprint=fingerprint,
         report=training.reporter("pretrain"),
         stop=stop,
@@ -95,6 +103,19 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         config.output, partial(_write, model, tokens, text, config, record), checkpoint=config.checkpoint_folder
     )
     return record
+
+
+def _objective(model: CausalLM, text: PackedText, config: PretrainJob) -> tuple[nn.Module, LossFunction]:
+    """What is trained and on which loss: the model on its next tokens, with topic heads unless they weigh nothing."""
+    language = partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
+    if config.topic_weight == 0:
+        return model, language
+    vocab_size = model.config.vocab_size
+    space = TopicSpace.fit(text, vocab_size=vocab_size, num_topics=config.num_topics, seed=config.seed)
+    if space.num_topics == 0:
+        return model, language
+    with_heads = TopicLM(model, num_topics=space.num_topics).to(config.device)
+    return with_heads, topic_loss(language, with_heads, space.to(config.device), weight=config.topic_weight)
 
 
 def _batches(

@@ -24,8 +24,10 @@ EXPERT: Final[dict[str, int | float]] = {
     "batch_size": 16,
     "sequence_length": 64,
     "learning_rate": 8e-3,
-    "negative_share": 0.2,
-    "router_sequences": 256,
+    "negative_share": 0.25,
+    "public_anchor": 4.0,
+    "router_prior": 0.2,
+    "router_sequences": 1024,
 }
 """Options of `owner_client/train.py`'s job."""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from common.data import Batch
 from common.errors import MalformedError
 from common.model import partition
-from common.model.transformer import CausalLM
+from common.model.transformer import CausalLM, stretches
 
 ROUTER_FILE: Final = "router.safetensors"
 """In the public model's directory: for each layer the public expert's row and the bias direction."""
@@ -37,15 +37,15 @@ other owners made, and one that leans on directions of little variance takes tho
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """First and second moments of hidden states at one layer: `mean_D`, and `second_DD` = E[x x^T]; float64."""
+    """Moments of hidden states at one layer, float64.
+
+    `mean_D`, `second_DD` = E[x x^T], and `within_DD`, the covariance around the mean of each stretch of one document
+    within one sequence: how tokens differ while the document does not.
+    """
 
     mean_D: Tensor
     second_DD: Tensor
-
-    @property
-    def covariance_DD(self) -> Tensor:
-        """E[x x^T] - E[x] E[x]^T."""
-        return self.second_DD - torch.outer(self.mean_D, self.mean_D)
+    within_DD: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +91,31 @@ def measure(model: CausalLM, batches: Iterable[Batch], *, device: torch.device |
     Raises:
         ValueError: there are no batches.
     """
-    count = 0
-    sums: list[tuple[Tensor, Tensor]] = []
+    num_tokens = num_stretches = 0
+    totals: list[list[Tensor]] = []
     for batch in batches:
         input_ids_BT = torch.from_numpy(batch.input_ids_BT).to(device)
         document_ids_BT = torch.from_numpy(batch.document_ids_BT).to(device)
+        stretches_N = stretches(document_ids_BT).flatten()
         inputs = model.feed_forward_inputs(input_ids_BT, document_ids_BT=document_ids_BT)
-        states = [x_BTD.flatten(0, 1).double() for x_BTD in inputs]
-        fresh = [(x_ND.sum(dim=0), x_ND.T @ x_ND) for x_ND in states]
-        sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, fresh, strict=True)] if sums else fresh
-        count += input_ids_BT.numel()
-    if not count:
+        sums = [_sums(x_BTD.flatten(0, 1).double(), stretches_N) for x_BTD in inputs]
+        totals = (
+            [[a + b for a, b in zip(*both, strict=True)] for both in zip(totals, sums, strict=True)] if totals else sums
+        )
+        num_tokens += len(stretches_N)
+        num_stretches += int(stretches_N[-1]) + 1
+    if not num_tokens:
         raise ValueError("no batches to measure")
-    return tuple(Moments(first / count, second / count) for first, second in sums)
+    free = max(1, num_tokens - num_stretches)
+    return tuple(Moments(first / num_tokens, second / num_tokens, within / free) for first, second, within in totals)
+
+
+def _sums(x_ND: Tensor, stretches_N: Tensor) -> list[Tensor]:
+    """Sums over hidden states: of x [D], of x x^T [D, D], and of that once each stretch's mean is taken off x."""
+    sums_SD = x_ND.new_zeros(int(stretches_N[-1]) + 1, x_ND.shape[1]).index_add_(0, stretches_N, x_ND)
+    means_SD = sums_SD / torch.bincount(stretches_N).unsqueeze(1)
+    around_ND = x_ND - means_SD[stretches_N]
+    return [sums_SD.sum(dim=0), x_ND.T @ x_ND, around_ND.T @ around_ND]
 
 
 def public_router(moments: tuple[Moments, ...]) -> PublicRouter:
@@ -124,9 +136,10 @@ def log_ratio_row(
     """A row [D] whose logit exceeds the public row's by an estimate of log p(own | x) / p(public | x).
 
     Both are taken as Gaussian with a shared covariance (linear discriminant analysis), so the ratio is linear in x; its
-    constant, and the log odds of `prior` (how likely own text is before x is seen), act along the bias direction.
+    constant, and the log odds of `prior` (how likely own text is before x is seen), act along the bias direction. The
+    covariance is that within documents: how documents differ is what a row should see, not noise to be divided by.
     """
-    w_D = _solve((own.covariance_DD + public.covariance_DD) / 2, own.mean_D - public.mean_D, ridge=ridge)
+    w_D = _solve((own.within_DD + public.within_DD) / 2, own.mean_D - public.mean_D, ridge=ridge)
     constant = math.log(prior / (1 - prior)) - 0.5 * torch.dot(own.mean_D + public.mean_D, w_D)
     return (router_row_D.double() + w_D + constant * bias_direction_D.double()).float()
 

@@ -175,10 +175,8 @@ class CausalLM(nn.Module):
         cos_TR, sin_TR = self._rotations(torch.arange(x_BTD.shape[1], device=x_BTD.device))
         if document_ids_BT is None:
             return _Places(cos_TR, sin_TR, None)
-        starts_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
-        starts_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-        segments_BT = starts_BT.cumsum(dim=1)
-        mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :]).tril().unsqueeze(1)
+        stretches_BT = stretches(document_ids_BT)
+        mask_B1TT = (stretches_BT[:, :, None] == stretches_BT[:, None, :]).tril().unsqueeze(1)
         return _Places(cos_TR, sin_TR, mask_B1TT)
 
     def _rotations(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,6 +185,13 @@ class CausalLM(nn.Module):
         angles = positions_T[:, None].float() * (1.0 / self.config.rope_theta**exponents)
         angles_TR = torch.cat((angles, angles), dim=-1)
         return angles_TR.cos(), angles_TR.sin()
+
+
+def stretches(document_ids_BT: Tensor) -> Tensor:
+    """Number [B, T] of the stretch of one document within one sequence that each token is in, counted from 0 on."""
+    starts_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    return starts_BT.flatten().cumsum(dim=0).view_as(document_ids_BT) - 1
 
 
 def initialise(model: nn.Module, *, seed: int) -> None:
