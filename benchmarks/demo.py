@@ -56,7 +56,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, Any]:
         "owners": all(gain >= 10 for domain, gain in first.items() if domain != "public"),
         "public": first["public"] >= -1,
         "given back": given_back >= 80,
-        "others": all(change >= -1 for change in second.values()),
+        "others": all(abs(change) <= 1 for change in second.values()),
     }
     return {
         "holds": all(holds.values()),
@@ -85,4 +85,4 @@ def rounded(row: Mapping[str, float], digits: int = 2) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [0, 1, 2])
+    main([int(argument) for argument in sys.argv[1:]] or [0, 1, 2, 3])

@@ -107,6 +107,18 @@ def write_documents(path: Path, documents: Iterable[Document]) -> None:
     path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines)
 
 
+def sample(documents: Iterable[Document], max_bytes: int) -> list[Document]:
+    """At most so many bytes of UTF-8 text, of documents in the order of their hashes; the last one is cut."""
+    chosen, room = [], max_bytes
+    for document in sorted(documents, key=lambda document: document.digest):
+        text = document.text.encode()[:room].decode(errors="ignore")
+        if not text:
+            break
+        chosen.append(Document(document.id, text))
+        room -= len(text.encode())
+    return chosen
+
+
 def document(text: str) -> Document:
     """A document named by its text."""
     return Document(hashlib.sha256(text.encode()).hexdigest()[:16], text)

@@ -118,18 +118,7 @@ def read_domain(source: Path | Sequence[Path], *, max_bytes: int | None = None) 
     else:
         files = (source,) if isinstance(source, Path) else source
         documents = [document for file in files for document in data.read_documents(file)]
-    return documents if max_bytes is None else _sample(documents, max_bytes)
-
-
-def _sample(documents: Sequence[Document], max_bytes: int) -> list[Document]:
-    chosen, room = [], max_bytes
-    for document in sorted(documents, key=lambda document: document.digest):
-        text = document.text.encode()[:room].decode(errors="ignore")
-        if not text:
-            break
-        chosen.append(Document(document.id, text))
-        room -= len(text.encode())
-    return chosen
+    return documents if max_bytes is None else data.sample(documents, max_bytes)
 
 
 def prepare(documents: Sequence[Document], tokenizer: Tokenizer, *, sequence_length: int) -> Domain:

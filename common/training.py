@@ -80,9 +80,13 @@ _NOT_OF_THE_RESULT: Final = {"checkpoint_every_s", "checkpoint_every_steps", "pr
 
 def fingerprint(config: TrainingConfig, **inputs: str) -> str:
     """SHA-256 of all that decides the result: the configuration and digests of the inputs, but no paths."""
-    places = {name for name, value in config if isinstance(value, Path)}
-    fields = config.model_dump(mode="json", exclude=places | _NOT_OF_THE_RESULT)
+    fields = _without_paths(config.model_dump(exclude=set(_NOT_OF_THE_RESULT)))
     return hashlib.sha256(json.dumps({**fields, "inputs": inputs}, sort_keys=True).encode()).hexdigest()
+
+
+def _without_paths(fields: dict[str, object]) -> dict[str, object]:
+    nested = {name: _without_paths(value) if isinstance(value, dict) else value for name, value in fields.items()}
+    return {name: value for name, value in nested.items() if not isinstance(value, Path)}
 
 
 def digest_texts(texts: Iterable[str]) -> str:
@@ -152,7 +156,7 @@ class Trainer:
         loss: LossFunction,
         fingerprint: str,
         peak_learning_rate: Callable[[str], float] | None = None,
-        after_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[int], None] = lambda step: None,
         report: Callable[[Progress], None] = lambda progress: None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -164,7 +168,7 @@ class Trainer:
             loss: From the model's output and the batch.
             fingerprint: Of the configuration and inputs; a checkpoint with another one is refused.
             peak_learning_rate: Of a parameter by name; `config.learning_rate` for all by default.
-            after_step: Called after every update, for constraints on parameters.
+            after_step: Called after every update with the steps done so far, for constraints on parameters.
             report: Called about every `progress_every_s`, and after the last step.
             stop: Asked after every step.
         """
@@ -230,7 +234,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self._parameters.values(), config.clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._after_step()
+        self._after_step(run.step + 1)
         run.losses.append(_finite(float(loss.cross_entropy), run.step))
         run.step += 1
 
@@ -369,7 +373,7 @@ def run_job(
     return job.run(arguments, config_class, work)
 
 
-def reporter(task: Literal["pretrain", "train"]) -> Callable[[Progress], None]:
+def reporter(task: Literal["pretrain", "train", "tune"]) -> Callable[[Progress], None]:
     """What prints progress events of a task."""
 
     def report(progress: Progress) -> None:

@@ -30,6 +30,7 @@ from common.model.router_rows import measure, public_router
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
+from coordinator import topics
 from coordinator.topics import TopicLM, TopicSpace, topic_loss
 
 
@@ -45,10 +46,11 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     num_attention_heads: int
     num_key_value_heads: int | None = None
     rope_theta: float = 10_000.0
-    topic_weight: float = Field(default=0.5, ge=0)
+    topic_weight: float = Field(default=0.4, ge=0)
     """Weight of predicting topics from what routers see (`topics`); 0 leaves it out."""
-    num_topics: int = Field(default=16, ge=1)
-    """How many kinds of difference between documents are predicted, at most."""
+    num_topics: int | None = Field(default=None, ge=1)
+    """How many kinds of difference between documents are predicted, at most; by default an eighth of `hidden_size`, so
+    that they take little of what the model has room for, and not over 64."""
     router_sequences: int = Field(default=256, ge=1)
     """How many public sequences the router row is measured on."""
 
@@ -92,6 +94,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         trained,
         config=config,
         loss=loss,
+        peak_learning_rate=partial(_peak_learning_rate, config=config),
         fingerprint=fingerprint,
         report=training.reporter("pretrain"),
         stop=stop,
@@ -105,13 +108,18 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     return record
 
 
+def _peak_learning_rate(name: str, *, config: PretrainJob) -> float:
+    return config.learning_rate * (topics.HEADS_LEARN_FASTER if name.startswith(topics.HEADS_PREFIX) else 1)
+
+
 def _objective(model: CausalLM, text: PackedText, config: PretrainJob) -> tuple[nn.Module, LossFunction]:
     """What is trained and on which loss: the model on its next tokens, with topic heads unless they weigh nothing."""
     language = partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
     if config.topic_weight == 0:
         return model, language
     vocab_size = model.config.vocab_size
-    space = TopicSpace.fit(text, vocab_size=vocab_size, num_topics=config.num_topics, seed=config.seed)
+    num_topics = config.num_topics or min(max(1, config.hidden_size // 8), 64)
+    space = TopicSpace.fit(text, vocab_size=vocab_size, num_topics=num_topics, seed=config.seed)
     if space.num_topics == 0:
         return model, language
     with_heads = TopicLM(model, num_topics=space.num_topics).to(config.device)

@@ -5,7 +5,8 @@ kinds of text apart linearly. A large model's does; a small one's mostly names t
 pretrained, a linear head on each layer's feed-forward input therefore predicts the *topic* of the document around the
 token: the document's word counts within the sequence (square roots of frequencies, so that frequent words do not
 drown the rest), projected to their principal components over the public text and brought to unit variance. No labels
-are needed. The heads are thrown away; what leaves the job is a plain OLMo 2 model.
+are needed. One more target is 1 everywhere, so that there is a direction along which hidden states are constant: a
+router row has no other way to hold a constant. The heads are thrown away; what leaves the job is a plain OLMo 2 model.
 
 Shapes: B batch, T sequence, D hidden_size, V vocab_size, K topics, S stretches of one document within one sequence.
 """
@@ -15,11 +16,16 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data import PackedText
 from common.loss import Loss, LossFunction, TensorBatch
 from common.model.transformer import CausalLM, ModelOutput, stretches
+
+HEADS_PREFIX: Final = "heads."
+HEADS_LEARN_FASTER: Final = 5
+"""Heads start at zero; the sooner they read what is there, the sooner what they ask for is what is missing."""
 
 _SAMPLED_SEQUENCES: Final = 8192
 _SAMPLED_COUNTS: Final = 2**26
@@ -67,12 +73,12 @@ class TopicSpace:
         return TopicSpace(self.components_VK.to(device), self.centre_K.to(device))
 
     def targets(self, batch: TensorBatch) -> Tensor:
-        """The topic [B, T, K] of the document around each token, as far as the sequence shows it."""
+        """The topic of the document around each token, as far as the sequence shows it, and a 1: [B, T, K + 1]."""
         roots_SV, stretches_BT = _word_roots(
             batch.input_ids_BT, batch.document_ids_BT, vocab_size=len(self.components_VK)
         )
         topics_SK = (roots_SV @ self.components_VK - self.centre_K).clamp(-_OUTLIER, _OUTLIER)
-        return topics_SK[stretches_BT]
+        return F.pad(topics_SK, (0, 1), value=1.0)[stretches_BT]
 
 
 class TopicLM(nn.Module):
@@ -82,7 +88,8 @@ class TopicLM(nn.Module):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleList(
-            nn.Linear(model.config.hidden_size, num_topics) for _ in range(model.config.num_hidden_layers)
+            nn.Linear(model.config.hidden_size, num_topics + 1, bias=False)
+            for _ in range(model.config.num_hidden_layers)
         )
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
@@ -96,7 +103,7 @@ class TopicLM(nn.Module):
         return output
 
     def topics(self) -> list[Tensor]:
-        """What each layer's head says of the newest forward pass: one [B, T, K] a layer."""
+        """What each layer's head says of the newest forward pass: one [B, T, K + 1] a layer."""
         return [head(self._inputs[index]) for index, head in enumerate(self.heads)]
 
     def _keep_inputs(self, index: int) -> Callable[[nn.Module, object, tuple[Tensor, Tensor, Tensor | None]], None]:
@@ -111,8 +118,8 @@ def topic_loss(language: LossFunction, model: TopicLM, space: TopicSpace, *, wei
 
     def loss(output: ModelOutput, batch: TensorBatch) -> Loss:
         of_language = language(output, batch)
-        targets_BTK = space.targets(batch)
-        errors = [(topics_BTK.float() - targets_BTK).square().mean() for topics_BTK in model.topics()]
+        targets_BTJ = space.targets(batch)
+        errors = [(topics_BTJ.float() - targets_BTJ).square().mean() for topics_BTJ in model.topics()]
         return Loss(of_language.total + weight * torch.stack(errors).mean(), of_language.cross_entropy)
 
     return loss

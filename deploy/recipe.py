@@ -11,7 +11,7 @@ PRETRAIN: Final[dict[str, int | float]] = {
     "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "steps": 620,
+    "steps": 540,
     "batch_size": 8,
     "sequence_length": 64,
     "learning_rate": 6e-3,
@@ -20,16 +20,15 @@ PRETRAIN: Final[dict[str, int | float]] = {
 """Options of `coordinator/pretrain.py`'s job."""
 
 EXPERT: Final[dict[str, int | float]] = {
-    "steps": 390,
+    "steps": 350,
     "batch_size": 16,
     "sequence_length": 64,
     "learning_rate": 8e-3,
-    "negative_share": 0.25,
+    "negative_share": 0.2,
     "public_anchor": 4.0,
-    "router_prior": 0.2,
-    "router_sequences": 1024,
+    "router_sequences": 512,
 }
 """Options of `owner_client/train.py`'s job."""
 
-EVALUATED_BYTES: Final = 60_000
+EVALUATED_BYTES: Final = 50_000
 """Held-out text of each domain that models are evaluated on, at most; whole documents, chosen by their hash."""

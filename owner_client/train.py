@@ -167,7 +167,7 @@ def _frozen(model: CausalLM) -> dict[str, Tensor]:
     return {**parameters, **directions}
 
 
-def _clamp_biases(model: CausalLM) -> None:
+def _clamp_biases(model: CausalLM, _step: int) -> None:
     """A bias may make its expert more reluctant, never more eager."""
     with torch.no_grad():
         for router in model.routers:

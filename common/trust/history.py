@@ -83,6 +83,8 @@ class History:
     """By grant: the latest contribution under a grant is the one that counts."""
     contributions_by_index: dict[int, Contribution] = field(default_factory=dict)
     """By entry: every contribution, also those that a later one replaced."""
+    contributors: dict[str, str] = field(default_factory=dict)
+    """By digest of a contributed file: the party that contributed it first. It stays theirs, whatever they revoke."""
     releases: dict[str, Release] = field(default_factory=dict)
     latest: datetime = _EPOCH
     """The latest date of any entry."""
@@ -183,6 +185,11 @@ class History:
         grant = self._own_grant(statement.grant_id, party=statement.party)
         _check_in_force(grant, at=parse_time(statement.issued_at))
         _check_covers(grant, statement.manifest.digest)
+        for name, file in statement.files.items():
+            if self.contributors.get(file.digest, statement.party) != statement.party:
+                raise ConflictError(
+                    f"{name} is byte for byte what another owner contributed; train an expert on your own text"
+                )
 
     @_check.register
     def _(self, statement: ReleasePublish) -> None:
@@ -256,6 +263,8 @@ class History:
         contribution = Contribution(self.size, statement)
         self.contributions[statement.grant_id] = contribution
         self.contributions_by_index[self.size] = contribution
+        for file in statement.files.values():
+            self.contributors.setdefault(file.digest, statement.party)
 
     @_apply.register
     def _(self, statement: ReleasePublish) -> None:

@@ -4,10 +4,12 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_jobs import expert_config
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.data import PackedText, batches, read_split
@@ -71,13 +73,18 @@ def test_a_base_without_its_router_file_is_refused(base: Path, tmp_path: Path) -
         PublicRouter.load(base, num_hidden_layers=2, hidden_size=8)
 
 
+def _gaussian(mean_D: Tensor, covariance_DD: Tensor) -> Moments:
+    """Moments of tokens whose documents do not differ."""
+    return Moments(mean_D, covariance_DD + torch.outer(mean_D, mean_D), covariance_DD)
+
+
 def test_the_ratio_of_two_gaussians_is_found() -> None:
     generator = torch.Generator().manual_seed(0)
     offset_D = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     factor_DD = torch.randn(3, 3, dtype=torch.float64, generator=generator)
     covariance_DD = factor_DD @ factor_DD.T + torch.eye(3)
     means = [torch.randn(3, dtype=torch.float64, generator=generator) + offset_D for _ in range(2)]
-    own, public = (Moments(mean, covariance_DD + torch.outer(mean, mean)) for mean in means)
+    own, public = (_gaussian(mean, covariance_DD) for mean in means)
     row_D = log_ratio_row(own, public, torch.zeros(3), torch.zeros(3), ridge=1e-6).double()
     gaussians = [torch.distributions.MultivariateNormal(mean, covariance_DD) for mean in means]
     x_ND = torch.randn(50, 3, dtype=torch.float64, generator=generator)
@@ -89,7 +96,7 @@ def test_the_ratio_of_two_gaussians_is_found() -> None:
 def test_a_ridge_keeps_rows_from_leaning_on_directions_of_little_variance() -> None:
     covariance_DD = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64))
     means = [torch.tensor([0.5, 0.01], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
-    own, public = (Moments(mean, covariance_DD + torch.outer(mean, mean)) for mean in means)
+    own, public = (_gaussian(mean, covariance_DD) for mean in means)
     exact_D, kept_D = (log_ratio_row(own, public, torch.zeros(2), torch.zeros(2), ridge=r) for r in (1e-9, RATIO_RIDGE))
     assert exact_D[1] > 100 * exact_D[0]
     assert kept_D[1] < 2 * kept_D[0]
@@ -97,7 +104,7 @@ def test_a_ridge_keeps_rows_from_leaning_on_directions_of_little_variance() -> N
 
 
 def test_a_prior_shifts_the_logit_by_its_log_odds() -> None:
-    own, public = (Moments(mean, torch.eye(2, dtype=torch.float64)) for mean in torch.eye(2, dtype=torch.float64))
+    own, public = (_gaussian(mean, torch.eye(2, dtype=torch.float64)) for mean in torch.eye(2, dtype=torch.float64))
     u_D = torch.tensor([3.0, 5.0])
     even_D, shy_D = (log_ratio_row(own, public, torch.zeros(2), u_D, prior=prior) for prior in (0.5, 0.2))
     torch.testing.assert_close(shy_D - even_D, math.log(0.25) * u_D)
@@ -159,7 +166,7 @@ def test_the_anchor_halves_what_an_expert_costs_on_public_text(base: Path, text:
 def test_a_changed_shared_parameter_fails_the_job(
     base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nudge(model: CausalLM) -> None:
+    def nudge(model: CausalLM, _step: int) -> None:
         with torch.no_grad():
             model.lm_head.weight[0, 0] += 1e-6
 
@@ -185,6 +192,35 @@ def test_moments_do_not_depend_on_the_batch_size(base: Path, text: Path) -> None
     few, many = _moments(model, packed, 1), _moments(model, packed, 4)
     for a, b in zip(few, many, strict=True):
         torch.testing.assert_close(a.second_DD, b.second_DD)
+
+
+def test_what_varies_within_documents_is_told_from_how_documents_differ(base: Path, text: Path) -> None:
+    """Against the definition, on sequences that hold ends and beginnings of documents."""
+    model, packed = hf.load(base), _packed(base, text / "public")
+    batch, _ = next(batches([packed], shares=[1.0], batch_size=4))
+    assert any(len(np.unique(row)) > 1 for row in batch.document_ids_BT)
+    ids, documents = torch.from_numpy(batch.input_ids_BT), torch.from_numpy(batch.document_ids_BT)
+    with torch.inference_mode():
+        inputs = model.feed_forward_inputs(ids, document_ids_BT=documents)
+    for x_BTD, moments in zip(inputs, _moments(model, packed, 4), strict=True):
+        parts = [x[d == i].double() for x, d in zip(x_BTD, documents, strict=True) for i in d.unique()]
+        around = torch.cat([part - part.mean(dim=0) for part in parts])
+        torch.testing.assert_close(moments.within_DD, around.T @ around / (len(around) - len(parts)))
+        torch.testing.assert_close(moments.mean_D, x_BTD.double().mean(dim=(0, 1)))
+
+
+def test_a_row_reads_how_documents_differ_and_not_how_tokens_do() -> None:
+    """Two kinds differ equally in two directions; along the second, documents of one kind differ among themselves."""
+    mean_D = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    tokens_DD, documents_DD = (
+        torch.diag(torch.tensor([4.0, 1.0])).double(),
+        torch.diag(torch.tensor([0.0, 3.0])).double(),
+    )
+    zero_D = torch.zeros(2, dtype=torch.float64)
+    own = Moments(mean_D, tokens_DD + documents_DD + torch.outer(mean_D, mean_D), tokens_DD)
+    public = Moments(zero_D, tokens_DD + documents_DD, tokens_DD)
+    row_D = log_ratio_row(own, public, torch.zeros(2), torch.zeros(2), ridge=1e-9)
+    torch.testing.assert_close(row_D, torch.tensor([0.25, 1.0]), atol=1e-5, rtol=0)
 
 
 def _moments(model: CausalLM, packed: PackedText, batch_size: int) -> tuple[Moments, ...]:
