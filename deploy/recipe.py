@@ -11,7 +11,7 @@ PRETRAIN: Final[dict[str, int | float]] = {
     "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "steps": 540,
+    "steps": 480,
     "batch_size": 8,
     "sequence_length": 64,
     "learning_rate": 6e-3,
@@ -20,12 +20,13 @@ PRETRAIN: Final[dict[str, int | float]] = {
 """Options of `coordinator/pretrain.py`'s job."""
 
 EXPERT: Final[dict[str, int | float]] = {
-    "steps": 350,
+    "steps": 335,
     "batch_size": 16,
     "sequence_length": 64,
-    "learning_rate": 8e-3,
+    "learning_rate": 1.2e-2,
     "negative_share": 0.2,
-    "public_anchor": 4.0,
+    "public_anchor": 3.0,
+    "router_prior": 0.2,
     "router_sequences": 512,
 }
 """Options of `owner_client/train.py`'s job."""
