@@ -245,6 +245,19 @@ def read_split(path: Path, name: Split, *, limits: Limits = DEFAULT_LIMITS) -> t
     return read_corpus(path, limits=limits).split(name)
 
 
+def set_public_aside(documents: Iterable[Document], *, share: float) -> tuple[list[Document], list[Document]]:
+    """Documents as (public, own): about `share` of them, by the hash of their text, count as public.
+
+    Real web text holds a little of everything. A document falls on the same side wherever it is found.
+    """
+    threshold = int(share * 16**8)
+    public, own = list[Document](), list[Document]()
+    for each in documents:
+        key = int(hashlib.sha256(f"public {each.digest}".encode()).hexdigest()[:8], 16)
+        (public if key < threshold else own).append(each)
+    return public, own
+
+
 def _split_place(path: Path, name: Split) -> Path | None:
     places = [place for suffix in (*SUFFIXES, "") if (place := path / f"{name}{suffix}").exists()]
     if len(places) > 1:

@@ -61,16 +61,25 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """A domain's text as rows for a model, int64 [W, T]. Targets are `PADDING` where there is nothing to predict."""
+    """A domain's text as rows for a model, int64 [W, T]. Targets are `PADDING` where there is nothing to predict.
+
+    `document_ids_WT` tells windows apart; `document_of_window` is the document that each of them is cut from.
+    """
 
     input_ids_WT: NDArray[np.int64]
     targets_WT: NDArray[np.int64]
     document_ids_WT: NDArray[np.int64]
+    document_of_window: NDArray[np.int64]
+
+    @property
+    def scored_WT(self) -> NDArray[np.bool_]:
+        """Where there is something to predict."""
+        return np.asarray(self.targets_WT != PADDING)
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are scored."""
-        return int((self.targets_WT != PADDING).sum())
+        return int(self.scored_WT.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +145,21 @@ def pack(documents: Sequence[Sequence[int]], *, sequence_length: int, eos_token_
     """Lay out documents (token ids without end-of-text) in rows, longest windows first, each where it fits best."""
     streams = [np.array([eos_token_id, *tokens], np.int64) for tokens in documents]
     pieces = [
-        stream[start : start + sequence_length + 1]
-        for stream in streams
+        (stream[start : start + sequence_length + 1], document)
+        for document, stream in enumerate(streams)
         for start in range(0, len(stream) - 1, sequence_length)
     ]
-    pieces.sort(key=len, reverse=True)
-    places = _best_fit([len(piece) - 1 for piece in pieces], capacity=sequence_length)
+    pieces.sort(key=lambda piece: len(piece[0]), reverse=True)
+    places = _best_fit([len(piece) - 1 for piece, _ in pieces], capacity=sequence_length)
     shape = (1 + max((row for row, _ in places), default=-1), sequence_length)
     input_ids_WT, targets_WT = np.full(shape, eos_token_id, np.int64), np.full(shape, PADDING, np.int64)
     document_ids_WT = np.full(shape, PADDING, np.int64)
-    for index, (piece, (row, start)) in enumerate(zip(pieces, places, strict=True)):
+    for index, ((piece, _), (row, start)) in enumerate(zip(pieces, places, strict=True)):
         end = start + len(piece) - 1
         input_ids_WT[row, start:end], targets_WT[row, start:end] = piece[:-1], piece[1:]
         document_ids_WT[row, start:end] = index
-    return Windows(input_ids_WT, targets_WT, document_ids_WT)
+    of_windows = np.array([document for _, document in pieces], np.int64)
+    return Windows(input_ids_WT, targets_WT, document_ids_WT, of_windows)
 
 
 def _best_fit(lengths: Sequence[int], *, capacity: int) -> list[tuple[int, int]]:
@@ -192,7 +202,7 @@ def score(
         batch = _batch(domain.windows, slice(start, start + batch_size), device)
         hidden_BTD, router_logits = model.hidden_states(batch.input_ids_BT, document_ids_BT=batch.document_ids_BT)
         for hidden_TD, targets_T in zip(hidden_BTD, batch.targets_BT, strict=True):
-            total_nats += _nats(model, hidden_TD, targets_T)
+            total_nats += _nats(model, hidden_TD, targets_T).sum(dtype=torch.float64)
         scored_BT = batch.targets_BT != PADDING
         for layer, logits_BTE in enumerate(router_logits):
             _, chosen_NK = choose_experts(logits_BTE[scored_BT], config.num_experts_per_tok)
@@ -207,6 +217,22 @@ def score(
         bits_per_byte=float(total_nats) / math.log(2) / domain.num_bytes,
         shares_per_layer=tuple(tuple(layer) for layer in shares_LE.tolist()),
     )
+
+
+@torch.inference_mode()
+def token_nats(model: CausalLM, domain: Domain, *, batch_size: int) -> NDArray[np.float64]:
+    """Negative log-likelihood of every position of the domain's windows [W, T]; 0 where there is nothing to predict.
+
+    Arguments as `score`.
+    """
+    nats_WT = np.zeros(domain.windows.targets_WT.shape, np.float64)
+    for start in range(0, len(nats_WT), batch_size):
+        batch = _batch(domain.windows, slice(start, start + batch_size), model.lm_head.weight.device)
+        hidden_BTD, _ = model.hidden_states(batch.input_ids_BT, document_ids_BT=batch.document_ids_BT)
+        for row, (hidden_TD, targets_T) in enumerate(zip(hidden_BTD, batch.targets_BT, strict=True), start):
+            scored_T = (targets_T != PADDING).cpu().numpy()
+            nats_WT[row, : len(scored_T)][scored_T] = _nats(model, hidden_TD, targets_T).double().cpu().numpy()
+    return nats_WT
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +250,12 @@ def _batch(windows: Windows, rows: slice, device: torch.device) -> _Batch:
 
 
 def _nats(model: CausalLM, hidden_TD: Tensor, targets_T: Tensor) -> Tensor:
-    """Negative log-likelihood of one row's targets. One row at a time, as logits are far larger than anything else."""
+    """Negative log-likelihood of one row's targets [N]. One row at a time, as logits are far larger than all else."""
     scored_T = targets_T != PADDING
     logits_NV = model.lm_head(hidden_TD[scored_T]).float()
     chosen_N = logits_NV.gather(1, targets_T[scored_T].unsqueeze(1)).squeeze(1)
-    nats: Tensor = (logits_NV.logsumexp(dim=-1) - chosen_N).sum(dtype=torch.float64)
-    return nats
+    nats_N: Tensor = logits_NV.logsumexp(dim=-1) - chosen_N
+    return nats_N
 
 
 # ---- The job ---------------------------------------------------------------------------------------------------------

@@ -5,17 +5,26 @@ Here the embedding is the public model's own: the hidden states that each layer'
 documents and for public ones. Their means are compared under the shared covariance, so that the row starts as an
 estimate of how much likelier a hidden state is in the owner's text than in public text. Ratios against the same public
 text compare across owners who never meet. Nothing but rows comes out.
+
+Beside that (`ratio`), two starts are there to measure it against: `mean`, the paper's rows made of the public model's
+own mean hidden states, and `random`.
 """
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Final, Literal
 
 import torch
 
 from common.data import Batch, PackedText, batches
 from common.model import partition
-from common.model.router_rows import PublicRouter, log_ratio_row, measure
+from common.model.router_rows import PublicRouter, log_ratio_row, mean_row, measure
 from common.model.transformer import CausalLM
+
+RouterStart = Literal["ratio", "mean", "random"]
+
+_RANDOM_STD: Final = 0.02
+"""Of the rows that start at random, as every other parameter of the model does."""
 
 
 def initialise_routers(
@@ -25,7 +34,9 @@ def initialise_routers(
     *,
     own: PackedText,
     public: PackedText,
+    start: RouterStart,
     prior: float,
+    seed: int,
     num_sequences: int,
     batch_size: int,
     device: torch.device | str,
@@ -38,17 +49,25 @@ def initialise_routers(
         router: The public rows and bias directions, which every owner takes over unchanged.
         own: The owner's text.
         public: Public text.
-        prior: How likely own text is taken to be, in (0, 1).
+        start: What the owner's rows start from.
+        prior: How likely own text is taken to be, in (0, 1); for `ratio`.
+        seed: Of what is drawn; for `random`.
         num_sequences: How many sequences of each are measured.
         batch_size: How many at a time.
         device: Where both models are.
     """
     own_moments = measure(public_model, _sample(own, num_sequences, batch_size), device=device)
     public_moments = measure(public_model, _sample(public, num_sequences, batch_size), device=device)
+    generator = torch.Generator().manual_seed(seed)
     for layer, gate in enumerate(model.routers):
         row_D, direction_D = router.rows[layer].to(device), router.bias_directions[layer].to(device)
         gate.add_bias(partition.OWNED_EXPERT, direction_D)
-        owned_D = log_ratio_row(own_moments[layer], public_moments[layer], row_D, direction_D, prior=prior)
+        if start == "ratio":
+            owned_D = log_ratio_row(own_moments[layer], public_moments[layer], row_D, direction_D, prior=prior)
+        elif start == "mean":
+            owned_D = mean_row(own_moments[layer], public_moments[layer], row_D)
+        else:
+            owned_D = row_D + (torch.randn(len(row_D), generator=generator) * _RANDOM_STD).to(device)
         with torch.no_grad():
             gate.rows[partition.PUBLIC_EXPERT].copy_(row_D)
             gate.rows[partition.OWNED_EXPERT].copy_(owned_D)

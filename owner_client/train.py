@@ -7,11 +7,15 @@ public text (`router_init`) and by default stay there: trained further beside on
 apart what the two experts below it put out, and in a release it then claims whatever a third owner's expert made. What
 is trained of the router is a bias, at most 0, along the base's bias direction; it is folded into the row at the end.
 
+What the paper leaves out to see what it is worth can be left out here too: the public expert beside the owner's
+(`coordinated`), the bias (`bias`), what rows start from (`router_start`).
+
 Output: `expert.safetensors` with exactly the tensors an owner may send, and `training.json`.
 
 Shapes: B batch, T sequence, E experts.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,7 +40,7 @@ from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from owner_client.anchor import PublicAnchor
-from owner_client.router_init import initialise_routers
+from owner_client.router_init import RouterStart, initialise_routers
 
 EXPERT_FILE: Final = "expert.safetensors"
 
@@ -59,10 +63,25 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Weight of the distance to the public expert's output on public text (`anchor`); the paper has none."""
     router_learning_rate: float = Field(default=0.0, ge=0)
     """For router rows; the paper trains them at `learning_rate`, at 0 they stay as initialised."""
+    coordinated: bool = True
+    """Whether the expert trains beside the public one; alone it is the public model's feed-forward, trained further."""
+    bias: bool = True
+    """Whether a bias is trained."""
+    router_start: RouterStart = "ratio"
+    """What router rows start from (`router_init`)."""
     router_prior: float = Field(default=0.4, gt=0, lt=1)
     """How likely own text is taken to be; less makes the expert more reluctant everywhere."""
     router_sequences: int = Field(default=512, ge=1)
     """How many sequences of own and of public text the router rows start from."""
+
+    @model_validator(mode="after")
+    def _together(self) -> "ExpertJob":
+        if not self.coordinated and (self.public_anchor or self.router_learning_rate):
+            raise ValueError(
+                "an expert that trains alone has no public expert beside it and no router: set "
+                "public_anchor and router_learning_rate to 0"
+            )
+        return self
 
 
 def main(arguments: list[str]) -> int:
@@ -99,20 +118,23 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         for path, documents in ((config.data, own_documents), (config.public, public_documents))
     )
     model = _two_expert(config, public_model, own=own, public=public)
-    frozen = training.digest_tensors(_frozen(model))
+    trained = model if config.coordinated else _dense(public_model)
+    frozen = training.digest_tensors(_frozen(trained))
     trainer = Trainer(
-        model,
+        trained,
         config=config,
-        loss=partial(expert_loss, config=config, anchor=PublicAnchor(model)),
+        loss=partial(expert_loss, config=config, anchor=PublicAnchor(trained)),
         fingerprint=fingerprint,
         peak_learning_rate=partial(_peak_learning_rate, config=config),
-        after_step=partial(_clamp_biases, model),
+        after_step=partial(_clamp_biases, trained),
         report=training.reporter("train"),
         stop=stop,
     )
     result = trainer.train(partial(_batches, own, public, config))
-    if training.digest_tensors(_frozen(model)) != frozen:
+    if training.digest_tensors(_frozen(trained)) != frozen:
         raise JobFailedError("training changed parameters that are not the owner's; the expert is not written")
+    if not config.coordinated:
+        _take_over(model, trained)
     record = {
         "fingerprint": fingerprint,
         "base_sha256": base_digest,
@@ -150,19 +172,46 @@ def _two_expert(config: ExpertJob, public_model: CausalLM, *, own: PackedText, p
         router,
         own=own,
         public=public,
+        start=config.router_start,
         prior=config.router_prior,
+        seed=config.seed,
         num_sequences=config.router_sequences,
         batch_size=config.batch_size,
         device=config.device,
     )
     for gate in model.routers:
         gate.rows[OWNED_EXPERT].requires_grad_(config.router_learning_rate > 0)
+        gate.biases[str(OWNED_EXPERT)].requires_grad_(config.bias)
     return model
+
+
+def _dense(public_model: CausalLM) -> CausalLM:
+    """The public model with feed-forwards of its own to train; the rest is frozen."""
+    model = copy.deepcopy(public_model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_is_feed_forward(name))
+    return model
+
+
+def _take_over(model: CausalLM, dense: CausalLM) -> None:
+    """Make the feed-forwards of `dense` the owner's expert in a two-expert model."""
+    theirs, ours = dense.state_dict(), model.state_dict()
+    for layer in range(model.config.num_hidden_layers):
+        for projection in partition.PROJECTIONS:
+            ours[partition.feed_forward(layer, OWNED_EXPERT, projection)].copy_(
+                theirs[partition.dense_feed_forward(layer, projection)]
+            )
+
+
+def _is_feed_forward(name: str) -> bool:
+    return ".mlp." in name and ".experts." not in name and ".gate." not in name
 
 
 def _frozen(model: CausalLM) -> dict[str, Tensor]:
     """All that is not the owner's: parameters by name, and the bias directions."""
-    parameters = {n: p for n, p in model.named_parameters() if partition.owner_of(n) != OWNED_EXPERT}
+    parameters = {
+        n: p for n, p in model.named_parameters() if not _is_feed_forward(n) and partition.owner_of(n) != OWNED_EXPERT
+    }
     directions = {f"{i}": r.bias_direction for i, r in enumerate(model.routers) if r.bias_direction is not None}
     return {**parameters, **directions}
 

@@ -144,6 +144,17 @@ def log_ratio_row(
     return (router_row_D.double() + w_D + constant * bias_direction_D.double()).float()
 
 
+def mean_row(own: Moments, public: Moments, router_row_D: Tensor) -> Tensor:
+    """A row [D] that compares mean hidden states as the paper's rows do (arXiv 2507.07024, section 3.3.2).
+
+    There the rows are the means themselves. Probabilities only depend on how rows differ, so the difference of the
+    means stands on the public row here; it is divided by the mean square norm of public hidden states, which makes the
+    logit of a state and its own mean about 1.
+    """
+    scale = public.second_DD.diagonal().sum()
+    return (router_row_D.double() + (own.mean_D - public.mean_D) / scale).float()
+
+
 def _solve(matrix_DD: Tensor, vector_D: Tensor, *, ridge: float = _RIDGE) -> Tensor:
     least = ridge * matrix_DD.diagonal().mean() + torch.finfo(torch.float32).tiny
     solved: Tensor = torch.linalg.solve(

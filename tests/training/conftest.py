@@ -4,16 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
 
 import pytest
-from small_jobs import WORDS, pretrain_config, write_text
-
-
-class StartJob(Protocol):
-    """Start a job as the process it is in production."""
-
-    def __call__(self, module: str, config: dict[str, object]) -> "subprocess.Popen[str]": ...
+from small_jobs import WORDS, StartJob, pretrain_config, write_text
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """Text and job configurations small enough for a test."""
 
+import subprocess
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 from common.data import document, write_documents
 
@@ -9,6 +11,12 @@ WORDS = {
     "public": "the a old river house road people walked slowly over green hills under grey winter sky",
     "own": "lemma proof theorem let epsilon delta converge compact space therefore bounded sequence limit",
 }
+
+
+class StartJob(Protocol):
+    """Start a job as the process it is in production."""
+
+    def __call__(self, module: str, config: dict[str, object]) -> "subprocess.Popen[str]": ...
 
 
 def write_text(folder: Path, kind: str, *, num_documents: int = 60, seed: int = 0) -> Path:

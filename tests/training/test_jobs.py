@@ -116,7 +116,17 @@ def test_rows_tell_own_from_public_text_before_any_training(base: Path, text: Pa
     router = PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
     own, public = _packed(base, text / "own"), _packed(base, text / "public")
     router_init.initialise_routers(
-        model, public_model, router, own=own, public=public, prior=0.5, num_sequences=8, batch_size=4, device="cpu"
+        model,
+        public_model,
+        router,
+        own=own,
+        public=public,
+        start="ratio",
+        prior=0.5,
+        seed=0,
+        num_sequences=8,
+        batch_size=4,
+        device="cpu",
     )
     for kind, sign in (("own", 1), ("public", -1)):
         batch, _ = next(batches([_packed(base, text / kind)], shares=[1.0], batch_size=4))

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import StartJob
-from small_jobs import expert_config, pretrain_config
+from small_jobs import StartJob, expert_config, pretrain_config
 
 from common import training
 from common.errors import ConflictError, JobFailedError, MalformedError

@@ -1,0 +1,280 @@
+"""A consortium without its wires: every job that makes a model, run once and kept by the digest of what went into it.
+
+A stage's directory is named by its kind and that digest, so a run that was stopped goes on with what is there, and two
+runs that share a stage share its result. Jobs are the product's own, as processes, as many at a time as cores.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from common import data
+from common.data import Corpus, write_documents
+from common.ensemble import Nats
+from common.evaluate import Domain, Scores, prepare, score, token_nats
+from common.jobs import run_job
+from common.mixed import mixed_documents
+from common.model import hf
+from common.model.transformer import CausalLM
+from common.tokenizer import Tokenizer
+from coordinator.assembler import assemble
+
+PUBLIC = "public"
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a preset decides. Tokens are counted in sequences of `sequence_length`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+    sequence_length: int
+    batch_size: int
+    pretrain_steps: int
+    pretrain_learning_rate: float
+    expert_steps: int
+    expert_learning_rate: float
+    dense_learning_rate: float
+    tuning_steps: int
+    evaluated_bytes: int
+    seeds: tuple[int, ...]
+    public_share: float = 0.1
+    num_proxies: int = 150
+    negative_share: float = 0.25
+    public_anchor: float = 1.0
+    device: str = "cpu"
+    precision: str = "float32"
+
+
+@dataclass
+class Consortium:
+    """One public model and its owners, for one seed."""
+
+    work: Path
+    source: Path
+    owners: tuple[str, ...]
+    sizes: Sizes
+    seed: int
+    scores: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._domains: dict[str, Domain] = {}
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._scores_file = self.work / "scores.json"
+        if self._scores_file.exists():
+            self.scores = json.loads(self._scores_file.read_text())
+
+    # Text
+
+    def corpora(self) -> Path:
+        """Each owner's own documents and the public ones, a share of every domain among them."""
+        sizes = self.sizes
+        folder = self._place("corpora", [self.owners, sizes.public_share, str(self.source)])
+        if folder.exists():
+            return folder
+        partial = folder.with_name(folder.name + ".partial")
+        public = _parts(data.read_corpus(self.source / PUBLIC))
+        for owner in self.owners:
+            own = _parts(data.read_corpus(self.source / owner))
+            given, own["train"] = data.set_public_aside(own["train"], share=sizes.public_share)
+            public["train"] += given
+            _write(partial / owner, own)
+        _write(partial / PUBLIC, public)
+        partial.rename(folder)
+        return folder
+
+    def documents(self, name: str) -> list[data.Document]:
+        """Held-out documents of a domain, or of all owners' domains mixed."""
+        corpora, room = self.corpora(), self.sizes.evaluated_bytes
+        if name == MIXED:
+            tests = {owner: data.read_split(corpora / owner, "test") for owner in self.owners}
+            return mixed_documents(tests, total_bytes=room, seed=0)
+        return data.sample(data.read_split(corpora / name, "test"), room)
+
+    def domain(self, name: str, *, base: Path) -> Domain:
+        """The same ready to be scored; made once."""
+        if name not in self._domains:
+            self._domains[name] = prepare(
+                self.documents(name), Tokenizer.load(base), sequence_length=self.sizes.sequence_length
+            )
+        return self._domains[name]
+
+    # Models
+
+    def base(self) -> Path:
+        """The public model."""
+        sizes = self.sizes
+        config = {
+            "public": self.corpora() / PUBLIC,
+            "vocab_size": sizes.vocab_size,
+            "hidden_size": sizes.hidden_size,
+            "intermediate_size": sizes.intermediate_size,
+            "num_hidden_layers": sizes.num_hidden_layers,
+            "num_attention_heads": sizes.num_attention_heads,
+            "steps": sizes.pretrain_steps,
+            "learning_rate": sizes.pretrain_learning_rate,
+            "final_learning_rate_share": 0.05,
+            "threads": _cores(),
+        }
+        return self.jobs([("coordinator.pretrain", "base", config)])[0]
+
+    def experts(self, **changes: object) -> list[Path]:
+        """Every owner's expert, all trained alike with these options."""
+        corpora, base, sizes = self.corpora(), self.base(), self.sizes
+        common = {
+            "base": base,
+            "public": corpora / PUBLIC,
+            "steps": sizes.expert_steps,
+            "learning_rate": sizes.expert_learning_rate,
+            "negative_share": sizes.negative_share,
+            "public_anchor": sizes.public_anchor,
+            **changes,
+        }
+        return self.jobs([("owner_client.train", f"expert-{o}", {**common, "data": corpora / o}) for o in self.owners])
+
+    def dense(self) -> list[Path]:
+        """Every owner's dense expert: the whole public model trained on as many sequences as the coordinated one."""
+        return self.jobs(
+            [
+                (
+                    "common.tune",
+                    f"dense-{owner}",
+                    {
+                        "start": self.base(),
+                        "sources": {owner: {"text": self.corpora() / owner, "share": 1.0}},
+                        "steps": self.sizes.expert_steps,
+                        "learning_rate": self.sizes.dense_learning_rate,
+                    },
+                )
+                for owner in self.owners
+            ]
+        )
+
+    def tuned(self, name: str, start: Path, sources: Mapping[str, Path], **changes: object) -> Path:
+        """A model trained on from `start` on equal shares of texts."""
+        shares = {key: {"text": text, "share": 1 / len(sources)} for key, text in sources.items()}
+        config = {"start": start, "sources": shares, "threads": _cores(), **changes}
+        return self.jobs([("common.tune", name, config)])[0]
+
+    def release(self, experts: Sequence[Path], *, top_k: int = 2) -> Path:
+        """The assembled release of these experts."""
+        folder = self._place("release", [[path.name for path in experts], top_k])
+        if not folder.exists():
+            partial = folder.with_name(folder.name + ".partial")
+            _remove(partial)
+            files = [path / "expert.safetensors" for path in experts]
+            assemble(self.base(), files, num_experts_per_tok=top_k, output=partial)
+            partial.rename(folder)
+        return folder
+
+    def keep(self, name: str, inputs: object, model: CausalLM) -> Path:
+        """A model that was computed here, as a directory."""
+        folder = self._place(name, inputs)
+        if not folder.exists():
+            partial = folder.with_name(folder.name + ".partial")
+            _remove(partial)
+            partial.mkdir()
+            Tokenizer.load(self.base()).save(partial)
+            hf.save(model, partial)
+            partial.rename(folder)
+        return folder
+
+    def jobs(self, jobs: Sequence[tuple[str, str, Mapping[str, object]]]) -> list[Path]:
+        """Run jobs (module, name, configuration), one a core at a time; where each one's output is."""
+        sizes = self.sizes
+        shared = {
+            "batch_size": sizes.batch_size,
+            "sequence_length": sizes.sequence_length,
+            "seed": self.seed,
+            "device": sizes.device,
+            "precision": sizes.precision,
+        }
+        full = [(module, name, {"threads": 1, **shared, **config}) for module, name, config in jobs]
+        places = [self._place(name, [module, _by_name(config)]) for module, name, config in full]
+        with ThreadPoolExecutor(_cores()) as pool:
+            list(pool.map(self._run, full, places))
+        return places
+
+    def _run(self, job: tuple[str, str, Mapping[str, object]], output: Path) -> None:
+        module, name, config = job
+        if output.exists():
+            return
+        print(f"  {name}", flush=True)
+        run_job(
+            module,
+            {**config, "output": output},
+            config_path=output.with_name(output.name + ".json"),
+            on_event=lambda event: None,
+        )
+
+    def _place(self, name: str, inputs: object) -> Path:
+        digest = hashlib.sha256(json.dumps([self.seed, inputs], default=str, sort_keys=True).encode()).hexdigest()
+        return self.work / f"{name}-{digest[:12]}"
+
+    # Scores
+
+    def score(self, model: Path, domain: str, *, top_k: int | None = None) -> Scores:
+        """Bits per byte and routing shares, computed once."""
+        key = f"{model.name} {domain} {self.sizes.evaluated_bytes} {top_k or ''}"
+        if key not in self.scores:
+            loaded = hf.load(model, device=self.sizes.device)
+            if top_k is not None:
+                loaded = with_top_k(loaded, top_k)
+            found = score(loaded, self.domain(domain, base=self.base()), batch_size=8)
+            self.scores[key] = [found.bits_per_byte, found.shares_per_layer]
+            partial = self._scores_file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.scores))
+            partial.replace(self._scores_file)
+        bits, shares = self.scores[key]  # type: ignore[misc]
+        return Scores(bits, tuple(tuple(layer) for layer in shares))
+
+    def nats(self, model: Path, domain: Domain) -> Nats:
+        """Losses of every token of a domain."""
+        return token_nats(hf.load(model, device=self.sizes.device), domain, batch_size=8)
+
+
+def with_top_k(model: CausalLM, top_k: int) -> CausalLM:
+    """The same mixture with another number of experts a token."""
+    config = model.config.with_experts(model.config.num_experts, top_k)
+    with torch.device("meta"):
+        changed = CausalLM(config)
+    changed.load_state_dict(model.state_dict(), strict=True, assign=True)
+    return changed
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _by_name(value: object) -> object:
+    """What a configuration says, with directories by their names: those carry the digest of what is in them."""
+    if isinstance(value, Mapping):
+        return {key: _by_name(item) for key, item in value.items() if key != "threads"}
+    return f"{value.parent.name}/{value.name}" if isinstance(value, Path) else value
+
+
+def _parts(corpus: Corpus) -> dict[str, list[data.Document]]:
+    return {name: list(corpus.split(name)) for name in data.SPLITS}
+
+
+def _write(folder: Path, parts: Mapping[str, list[data.Document]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, documents in parts.items():
+        write_documents(folder / f"{name}.jsonl.gz", documents)
+
+
+def _remove(folder: Path) -> None:
+    for path in sorted(folder.glob("*")) if folder.exists() else []:
+        path.unlink()
+    if folder.exists():
+        folder.rmdir()

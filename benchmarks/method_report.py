@@ -1,0 +1,79 @@
+"""What `benchmarks.method` found, for people: a Markdown table and pictures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write(result: Mapping[str, Any], place: Path) -> None:
+    """Write `<place>.json`, `<place>.md` and `<place>.png`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    place.with_suffix(".md").write_text(markdown(result))
+    _pictures(result, place.with_suffix(".png"))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Bits per byte of every system, the mean over owners' domains first."""
+    table = result["table"]
+    owners = list(result["opt_out"])
+    domains = list(table["public"])
+    lines = [f"# {result['benchmark']}", "", "Bits per byte; lower is better.", ""]
+    lines += [f"| system | mean of owners' | {' | '.join(domains)} |", "|---|" + "---:|" * (len(domains) + 1)]
+    for name, row in table.items():
+        mean = sum(row[owner] for owner in owners) / len(owners)
+        lines.append(f"| {name} | {mean:.3f} | " + " | ".join(f"{row[domain]:.3f}" for domain in domains) + " |")
+    lines += ["", "| | " + " | ".join(owners) + " | public cost |", "|---|" + "---:|" * (len(owners) + 1)]
+    for name, row in result["merge_efficiency"].items():
+        cost = 100 * result["public_cost"][name]
+        lines.append(
+            f"| merge efficiency, {name} | " + " | ".join(f"{row[o]:.3f}" for o in owners) + f" | {cost:+.2f}% |"
+        )
+    lines += ["", f"| without | {' | '.join(domains)} |", "|---|" + "---:|" * len(domains)]
+    for owner, row in result["opt_out"].items():
+        changes = (100 * (row[domain] / table["release"][domain] - 1) for domain in domains)
+        lines.append(f"| {owner} | " + " | ".join(f"{change:+.2f}%" for change in changes) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _pictures(result: Mapping[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    first = next(iter(result["seeds"].values()))
+    domains = list(first["shares_per_layer"])
+    figure, (shares, curve, leaving) = pyplot.subplots(1, 3, figsize=(16, 4.5))
+    experts = ["public", *result["opt_out"]]
+    means = [[sum(layer[e] for layer in first["shares_per_layer"][d]) / len(first["shares_per_layer"][d])
+              for e in range(len(experts))] for d in domains]  # fmt: skip
+    _matrix(figure, shares, means, rows=domains, columns=experts, title="share of the routing, by expert")
+    for domain in domains:
+        curve.plot(
+            [int(k) for k in first["top_k"]], [row[domain] for row in first["top_k"].values()], "o-", label=domain
+        )
+    curve.set(title="bits per byte by active experts", xlabel="experts a token")
+    curve.legend(fontsize="small")
+    table = result["table"]["release"]
+    changes = [[100 * (row[d] / table[d] - 1) for d in domains] for row in result["opt_out"].values()]
+    _matrix(
+        figure, leaving, changes, rows=list(result["opt_out"]), columns=domains, title="% change when an owner leaves"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _matrix(
+    figure: Any, axes: Any, values: list[list[float]], *, rows: list[str], columns: list[str], title: str
+) -> None:
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    axes.set(title=title, xticks=range(len(columns)), yticks=range(len(rows)))
+    axes.set_xticklabels(columns, rotation=40, ha="right")
+    axes.set_yticklabels(rows)
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white", fontsize="x-small")
+    figure.colorbar(image, ax=axes)

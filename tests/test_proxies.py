@@ -1,0 +1,76 @@
+"""Proxies: public documents that look like the owner's are found, and nothing else comes out."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from common.data import document, read_split, write_documents
+from common.errors import MalformedError
+from common.text_classifier import TextClassifier
+from owner_client import proxies
+from owner_client.proxies import ProxyJob
+
+WORDS = {
+    "prose": ["the", "old", "river", "house", "road", "people", "walked", "slowly", "over", "green", "hills"],
+    "proof": ["lemma", "theorem", "epsilon", "delta", "converge", "compact", "bounded", "sequence", "limit"],
+}
+
+
+def _texts(kind: str, count: int, seed: int) -> list[str]:
+    random = Random(f"{kind} {seed}")
+    return [" ".join(random.choice(WORDS[kind]) for _ in range(40)) + f" {i}" for i in range(count)]
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> Path:
+    """An owner of proofs, and public prose of which one in ten documents is a proof."""
+    for name, texts in (
+        ("own", _texts("proof", 80, 0)),
+        ("public", [*_texts("prose", 90, 0), *_texts("proof", 10, 1)]),
+    ):
+        (tmp_path / name).mkdir()
+        write_documents(tmp_path / name / "train.jsonl", [document(text) for text in texts])
+    return tmp_path
+
+
+def _job(corpora: Path, **changes: object) -> ProxyJob:
+    places = {"data": corpora / "own", "public": corpora / "public", "output": corpora / "proxies.json"}
+    return ProxyJob.model_validate({**places, "count": 5, **changes})
+
+
+def test_the_chosen_are_the_public_documents_of_the_owners_kind(corpora: Path) -> None:
+    found = proxies.select(_job(corpora))
+    public = list(read_split(corpora / "public", "train"))
+    chosen = proxies.chosen_documents(public, found)
+    assert len(chosen) == 5
+    assert all("lemma" in each.text or "theorem" in each.text for each in chosen)
+    assert found.scores == sorted(found.scores, reverse=True)
+    assert found.accuracy > 0.8
+
+
+def test_what_is_written_names_public_documents_alone(corpora: Path) -> None:
+    proxies.run(_job(corpora))
+    written = json.loads((corpora / "proxies.json").read_text())
+    assert set(written) == {"ids", "scores", "accuracy"}
+    assert set(written["ids"]) <= {each.digest for each in read_split(corpora / "public", "train")}
+
+
+def test_more_proxies_than_public_documents_are_refused(corpora: Path) -> None:
+    with pytest.raises(MalformedError, match="1000 proxies are asked for; ask for fewer or add public documents"):
+        proxies.select(_job(corpora, count=1000))
+
+
+def test_a_proxy_that_is_no_public_document_is_refused(corpora: Path) -> None:
+    found = proxies.Proxies(ids=["0" * 64], scores=[1.0], accuracy=1.0)
+    with pytest.raises(MalformedError, match="no public documents here"):
+        proxies.chosen_documents(list(read_split(corpora / "public", "train")), found)
+
+
+def test_a_classifier_names_the_kind_of_text_it_never_saw() -> None:
+    classifier = TextClassifier({kind: _texts(kind, 40, 0) for kind in WORDS}, seed=0)
+    for index, kind in enumerate(classifier.kinds):
+        assert (classifier.probabilities(_texts(kind, 20, 9)).argmax(axis=1) == index).all()
+    with pytest.raises(MalformedError, match="two kinds or more"):
+        TextClassifier({"prose": ["a"], "proof": []}, seed=0)
