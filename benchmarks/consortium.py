@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from common import data
-from common.data import Corpus, write_documents
+from common.data import write_documents
 from common.ensemble import Nats
 from common.evaluate import Domain, Scores, prepare, score, token_nats
 from common.jobs import run_job
@@ -48,10 +48,14 @@ class Sizes:
     tuning_steps: int
     evaluated_bytes: int
     seeds: tuple[int, ...]
+    train_bytes: int | None = None
+    """At most so much text of each domain is trained on."""
     public_share: float = 0.1
     num_proxies: int = 150
     negative_share: float = 0.25
     public_anchor: float = 1.0
+    ablations: tuple[str, ...] = ()
+    """Of these alone; of all by default."""
     device: str = "cpu"
     precision: str = "float32"
 
@@ -79,19 +83,26 @@ class Consortium:
     def corpora(self) -> Path:
         """Each owner's own documents and the public ones, a share of every domain among them."""
         sizes = self.sizes
-        folder = self._place("corpora", [self.owners, sizes.public_share, str(self.source)])
+        folder = self._place("corpora", [self.owners, sizes.public_share, sizes.train_bytes, str(self.source)])
         if folder.exists():
             return folder
         partial = folder.with_name(folder.name + ".partial")
-        public = _parts(data.read_corpus(self.source / PUBLIC))
+        public = self._read(PUBLIC)
         for owner in self.owners:
-            own = _parts(data.read_corpus(self.source / owner))
+            own = self._read(owner)
             given, own["train"] = data.set_public_aside(own["train"], share=sizes.public_share)
             public["train"] += given
             _write(partial / owner, own)
         _write(partial / PUBLIC, public)
         partial.rename(folder)
         return folder
+
+    def _read(self, name: str) -> dict[str, list[data.Document]]:
+        corpus, most = data.read_corpus(self.source / name), self.sizes.train_bytes
+        parts = {split: list(corpus.split(split)) for split in data.SPLITS}
+        if most is not None:
+            parts["train"] = data.sample(parts["train"], most)
+        return parts
 
     def documents(self, name: str) -> list[data.Document]:
         """Held-out documents of a domain, or of all owners' domains mixed."""
@@ -261,10 +272,6 @@ def _by_name(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _by_name(item) for key, item in value.items() if key != "threads"}
     return f"{value.parent.name}/{value.name}" if isinstance(value, Path) else value
-
-
-def _parts(corpus: Corpus) -> dict[str, list[data.Document]]:
-    return {name: list(corpus.split(name)) for name in data.SPLITS}
 
 
 def _write(folder: Path, parts: Mapping[str, list[data.Document]]) -> None:

@@ -41,7 +41,7 @@ PRESETS: Final = {
         hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, vocab_size=512,
         sequence_length=64, batch_size=8, pretrain_steps=60, pretrain_learning_rate=6e-3, expert_steps=30,
         expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, evaluated_bytes=8_000, seeds=(0,),
-        num_proxies=10,
+        num_proxies=4, train_bytes=200_000, ablations=("no coordination",),
     ),
     "cpu": Sizes(
         hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, vocab_size=2048,
@@ -99,7 +99,11 @@ class Study:
                 write_documents(partial / "train.jsonl.gz", chosen)
                 partial.rename(folder)
             sources[f"proxies of {owner}"] = folder / "train.jsonl.gz"
-        validation = {"text": public, "every_steps": max(1, world.sizes.tuning_steps // 10)}
+        validation = {
+            "text": public,
+            "every_steps": max(1, world.sizes.tuning_steps // 10),
+            "max_bytes": world.sizes.evaluated_bytes,
+        }
         return world.tuned("release+rt", world.release(experts), sources, trained="routers",
                            steps=world.sizes.tuning_steps, learning_rate=1e-3, validation=validation)  # fmt: skip
 
@@ -214,8 +218,8 @@ def study(world: Consortium, *, everything: bool, say: Callable[[str], None]) ->
     if everything:
         table["unrestricted 2x"] = it.row(it.unrestricted(2))
         say("ablations")
-        for name, changes in ABLATIONS.items():
-            table[name] = it.row(world.release(world.experts(**changes)))
+        for name in sizes.ablations or ABLATIONS:
+            table[name] = it.row(world.release(world.experts(**ABLATIONS[name])))
     say("opt-outs")
     without = {
         owner: it.row(world.release([e for o, e in zip(owners, experts, strict=True) if o != owner]))

@@ -345,6 +345,19 @@ def test_a_release_is_made_from_the_log_as_it_is(
     _refused(contributed, error, match, lambda: contributed.releases(**changes))
 
 
+def test_an_expert_stays_with_who_contributed_it_first_whatever_they_revoke(contributed: Telling) -> None:
+    archive = next(iter(contributed.history.grants))
+    contributed.joins("hospital")
+    grant_id = contributed.consents("hospital")
+    copy = lambda: contributed.contributes("hospital", grant_id, digit="1")  # noqa: E731
+    _refused(contributed, ConflictError, "byte for byte what another owner contributed", copy)
+    contributed.revokes("archive", archive)
+    _refused(contributed, ConflictError, "byte for byte what another owner contributed", copy)
+    contributed.contributes("hospital", grant_id, digit="2")
+    again = contributed.consents("archive")
+    contributed.contributes("archive", again, digit="1")  # it is theirs to give once more
+
+
 def test_an_owner_makes_no_release(contributed: Telling) -> None:
     fields = {**_RELEASE_NAMES, "manifest_digest": CONFIG, "log_size": 4, "experts": [], "num_experts_per_tok": 1}
     act = lambda: contributed.says("archive", "release.publish", **fields)  # noqa: E731
