@@ -39,11 +39,12 @@ ONLY_IN = {
     "psutil": r"deploy\..*",
     "transformers": r"^$",
     "torch": (
-        r"common\.(job|loss|training|evaluate)|common\.model\.(hf|moe|router_rows|transformer)"
-        r"|owner_client\.(train|router_init|anchor)"
+        r"common\.(job|loss|training|tune|evaluate)|common\.model\.(hf|moe|router_rows|transformer)"
+        r"|owner_client\.(train|router_init|anchor)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
     ),
-    "safetensors": r"common\.training|common\.model\.(hf|router_rows)|owner_client\.train",
-    "numpy": r"common\.(data|evaluate)|common\.model\.checkpoint",
+    "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
+    "sklearn": r"common\.text_classifier",
+    "numpy": r"common\.(data|evaluate|ensemble|text_classifier)|common\.model\.checkpoint",
     "cryptography": r"common\.trust\.(note|pki)",
 }
 TRUST_MAY_IMPORT = {"cryptography", "pydantic", "rfc8785", "typer"}
