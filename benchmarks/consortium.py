@@ -17,6 +17,7 @@ import torch
 from common import data
 from common.data import write_documents
 from common.ensemble import Nats
+from common.errors import MalformedError
 from common.evaluate import Domain, Scores, prepare, score, token_nats
 from common.jobs import run_job
 from common.mixed import mixed_documents
@@ -87,9 +88,16 @@ class Consortium:
         if folder.exists():
             return folder
         partial = folder.with_name(folder.name + ".partial")
+        if len({*self.owners, PUBLIC, MIXED}) != len(self.owners) + 2:
+            raise MalformedError(f"owners {', '.join(self.owners)}: every owner needs a name of its own")
         public = self._read(PUBLIC)
+        seen: dict[str, str] = {}
         for owner in self.owners:
             own = self._read(owner)
+            text = ",".join(sorted(document.digest for document in own["train"]))
+            if text in seen:
+                raise MalformedError(f"{owner} and {seen[text]} have the same text; give each owner its own")
+            seen[text] = owner
             given, own["train"] = data.set_public_aside(own["train"], share=sizes.public_share)
             public["train"] += given
             _write(partial / owner, own)

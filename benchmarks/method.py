@@ -1,6 +1,6 @@
 """The paper's tables in small: every way of combining owners' training, on the same tokens and the same public model.
 
-`python -m benchmarks.method --preset smoke|cpu|gpu --sets 4|8 --data DIR`
+`python -m benchmarks.method --preset smoke|cpu|gpu --sets 4|8 --data DIR`, or `--owners NAME NAME ...` instead of sets
 
 Stopped anywhere, it goes on where it was (`--work`). The result goes to `results/method-<preset>-<sets>.json`
 (and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on one line.
@@ -262,20 +262,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="smoke")
     parser.add_argument("--sets", type=int, choices=SETS, default=4)
+    parser.add_argument("--owners", nargs="*", help="folders of the data directory, instead of a number of sets")
     parser.add_argument("--data", type=Path, required=True, help="one folder a domain, and `public`")
     parser.add_argument("--work", type=Path, help="where stages are kept (default: .work/method-<preset>-<sets>)")
     parser.add_argument("--seeds", type=int, nargs="*", help="instead of the preset's")
     arguments = parser.parse_args()
     started = time.monotonic()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{arguments.sets}"
+    owners = tuple(arguments.owners or SETS[arguments.sets])
+    sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     work = arguments.work or Path(".work") / name
     seeds = {}
     for seed in arguments.seeds or sizes.seeds:
-        world = Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), SETS[arguments.sets], sizes, seed)
+        world = Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed)
         seeds[str(seed)] = study(
             world,
-            everything=arguments.sets == 4,
+            everything=len(owners) <= 3,
             say=lambda what, seed=seed: print(f"seed {seed}: {what} ({time.monotonic() - started:.0f} s)", flush=True),
         )
     first = seeds[str((arguments.seeds or sizes.seeds)[0])]

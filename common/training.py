@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     warmup_steps: int = Field(default=20, ge=0)
     final_learning_rate_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate that is left at the end of the cosine."""
+    anneal_steps: int = Field(default=0, ge=0)
+    """How many of `steps`, the last ones, anneal: straight from what the cosine leaves to zero (arXiv 2501.00656)."""
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     z_loss: float = Field(default=1e-5, ge=0)
@@ -68,6 +70,14 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     checkpoint_every_s: float = Field(default=60.0, gt=0)
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     progress_every_s: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _can_anneal(self) -> Self:
+        if self.anneal_steps and (self.anneal_steps >= self.steps or self.final_learning_rate_share == 0):
+            raise ValueError(
+                "anneal_steps are some of the steps and need a final_learning_rate_share above 0 to come down from"
+            )
+        return self
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -104,10 +114,17 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def learning_rate_share(step: int, *, steps: int, warmup_steps: int, final_share: float) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then a cosine down to `final_share`."""
+def learning_rate_share(
+    step: int, *, steps: int, warmup_steps: int, final_share: float, anneal_steps: int = 0
+) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, a cosine down to `final_share`, then straight
+    down to zero over the last `anneal_steps` of all `steps`.
+    """
+    steps -= anneal_steps
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    if step >= steps and anneal_steps:
+        return final_share * (1 - (step - steps) / anneal_steps)
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -222,8 +239,9 @@ class Trainer:
         share = learning_rate_share(
             run.step,
             steps=config.steps,
-            warmup_steps=min(config.warmup_steps, config.steps // 2),
+            warmup_steps=min(config.warmup_steps, (config.steps - config.anneal_steps) // 2),
             final_share=config.final_learning_rate_share,
+            anneal_steps=config.anneal_steps,
         )
         for group in self._optimizer.param_groups:
             group["lr"] = share * group["peak"]

@@ -86,10 +86,10 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
     Raises:
         MalformedError: the model or a text cannot be read, or routers are to be trained where there are none.
     """
-    documents = {name: data.read_split(source.text, "train") for name, source in config.sources.items()}
     model = hf.load(config.start, device=config.device, dtype=torch.float32)
     if config.trained == "routers" and not model.routers:
         raise MalformedError(f"{config.start}: a dense model has no routers to train; give a release")
+    documents = {name: data.read_split(source.text, "train") for name, source in config.sources.items()}
     digests = {f"text {name}": training.digest_texts(d.text for d in texts) for name, texts in documents.items()}
     fingerprint = training.fingerprint(config, start=training.digest_tensors(model.state_dict()), **digests)
     if (record := training.finished(config, fingerprint)) is not None:

@@ -76,6 +76,23 @@ def pretrain(
 
 
 @app.command()
+def tune(
+    release: Annotated[Path, typer.Argument(help="Directory of an assembled release.")],
+    output: Annotated[Path, typer.Option(help="Where the tuned model is written.")],
+    options: Annotated[Path, typer.Option("--config", help="TOML with texts, their shares, and the training.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Train a release's router rows, and nothing else, on public text. It makes a model to look at, not a release."""
+    job = {**load_options(options), "start": existing(release), "output": existing(output), "trained": "routers"}
+    with reporting(as_json) as reporter:
+        config_path = existing(output).with_name(f"{output.name}.job.json")
+        config_path.parent.mkdir(parents=True, exist_ok=True)
+        run_job("common.tune", job, config_path=config_path, on_event=job_progress(reporter, "router rows"))
+        reporter.step("router rows trained; every other tensor is the release's")
+        reporter.result({"model": str(existing(output))})
+
+
+@app.command()
 def publish(
     model: Annotated[Path, typer.Argument(help="Directory of the base: an OLMo 2 model with router.safetensors.")],
     home: HomeOption = Path("coordinator"),

@@ -10,7 +10,7 @@ Shapes: B batch, T sequence.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from common import tokenizer, training
-from common.data import Batch, MixtureState, PackedText, batches, read_split
+from common.data import Batch, Document, MixtureState, PackedText, batches, read_split
 from common.errors import MalformedError
 from common.job import StopSignal
 from common.loss import LossFunction, language_loss
@@ -39,6 +39,8 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
 
     public: Path
     """Folder or file of public documents; its train split is read."""
+    annealing: Path | None = None
+    """Likewise the text of the `anneal_steps`, as a rule a better part of the public one; by default the same text."""
     vocab_size: int = Field(ge=tokenizer.MIN_VOCAB_SIZE)
     hidden_size: int
     intermediate_size: int
@@ -77,17 +79,17 @@ def main(arguments: list[str]) -> int:
 def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     """Make the base directory, or find that an earlier run made it; returns what `training.json` records."""
     documents = read_split(config.public, "train")
-    fingerprint = training.fingerprint(config, public=training.digest_texts(d.text for d in documents))
+    annealing = None if config.annealing is None else read_split(config.annealing, "train")
+    fingerprint = training.fingerprint(
+        config,
+        public=training.digest_texts(d.text for d in documents),
+        annealing=training.digest_texts(d.text for d in annealing or ()),
+    )
     if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = tokenizer.train(documents, vocab_size=config.vocab_size)
-    text = PackedText(
-        tokens.encode_all([document.text for document in documents]),
-        sequence_length=config.sequence_length,
-        eos_token_id=tokens.eos_token_id,
-        seed=config.seed,
-        name=str(config.public),
-    )
+    text = _packed(documents, tokens, config, name=str(config.public))
+    last = None if annealing is None else _packed(annealing, tokens, config, name=str(config.annealing))
     model = CausalLM(_sizes(config, tokens), seed=config.seed).to(config.device)
     trained, loss = _objective(model, text, config)
     trainer = Trainer(
@@ -99,7 +101,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         report=training.reporter("pretrain"),
         stop=stop,
     )
-    result = trainer.train(partial(_batches, text, config))
+    result = trainer.train(partial(_stages, text, last, config))
     record = {"fingerprint": fingerprint, "public_tokens": text.num_tokens, **asdict(result)}
     record["config"] = config.model_dump(mode="json")
     training.publish(
@@ -126,10 +128,34 @@ def _objective(model: CausalLM, text: PackedText, config: PretrainJob) -> tuple[
     return with_heads, topic_loss(language, with_heads, space.to(config.device), weight=config.topic_weight)
 
 
-def _batches(
-    text: PackedText, config: PretrainJob, state: MixtureState | None = None
+def _packed(documents: Sequence[Document], tokens: Tokenizer, config: PretrainJob, *, name: str) -> PackedText:
+    return PackedText(
+        tokens.encode_all([document.text for document in documents]),
+        sequence_length=config.sequence_length,
+        eos_token_id=tokens.eos_token_id,
+        seed=config.seed,
+        name=name,
+    )
+
+
+def _stages(
+    text: PackedText, last: PackedText | None, config: PretrainJob, state: MixtureState | None = None
 ) -> Iterator[tuple[Batch, MixtureState]]:
-    return batches([text], shares=[1.0], batch_size=config.batch_size, state=state)
+    """Batches of `text` up to annealing, and of `last` from there on, if there is one."""
+    main, annealed = state.consumed if state else (0, 0)
+    if last is None:
+        for batch, after in _batches(text, config, main):
+            yield batch, MixtureState((*after.consumed, annealed))
+        return
+    before = (config.steps - config.anneal_steps) * config.batch_size
+    for batch, after in islice(_batches(text, config, main), (before - main) // config.batch_size):
+        yield batch, MixtureState((*after.consumed, annealed))
+    for batch, after in _batches(last, config, annealed):
+        yield batch, MixtureState((before, *after.consumed))
+
+
+def _batches(text: PackedText, config: PretrainJob, consumed: int = 0) -> Iterator[tuple[Batch, MixtureState]]:
+    return batches([text], shares=[1.0], batch_size=config.batch_size, state=MixtureState((consumed,)))
 
 
 def _write(

@@ -1,5 +1,6 @@
 """`concord owner`: what a data owner does."""
 
+import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.config import describe, load_options
 from common.console import Reporter, bytes_progress, job_progress, size
 from common.errors import MalformedError, NotFoundError
 from common.files import read_required
+from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
 from common.trust.invitation import Invitation
@@ -132,6 +134,33 @@ def _show_plan(reporter: Reporter, planned: egress.EgressPlan) -> None:
             "tensors": {name: [spec.dtype, *spec.shape] for name, spec in planned.tensors.items()},
         }
     )
+
+
+@app.command()
+def proxies(
+    count: Annotated[int, typer.Option(min=1, help="How many public documents to choose.")],
+    output: Annotated[Path, typer.Option(help="File for their digests and scores.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of your own text; it never leaves.")] = None,
+    public: Annotated[Path | None, typer.Option(help="Folder of the public text they are chosen from.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose public documents that look like yours, for router training. Nothing is sent; look at the file first."""
+    settings = OwnerHome(existing(home)).settings()
+    own, common_text = (existing(data) if data else settings.data), (existing(public) if public else settings.public)
+    if own is None or common_text is None:
+        raise NotFoundError("your text and public text are needed: give --data and --public, or set them in owner.toml")
+    target = existing(output)
+    job = {"data": own, "public": common_text, "count": count, "output": target}
+    with reporting(as_json) as reporter:
+        config_path = target.with_name(f"{target.name}.job.json")
+        run_job("owner_client.proxies", job, config_path=config_path, on_event=lambda event: None)
+        config_path.unlink()
+        chosen = json.loads(target.read_text())
+        reporter.step(
+            f"{count} public documents chosen; held-out text is told apart in {100 * chosen['accuracy']:.0f}% of cases"
+        )
+        reporter.result({"proxies": str(target), "accuracy": chosen["accuracy"]})
 
 
 @app.command("opt-out")

@@ -26,6 +26,7 @@ from tests.federation import Owner, expert_weights, free_ports, write_base
 OPTIONS = {
     "coordinator init": "federation home host port enrolment-port advertise num-experts-per-tok json",
     "coordinator pretrain": "data output config json",
+    "coordinator tune": "output config json",
     "coordinator publish": "home json",
     "coordinator invite": "output home json",
     "coordinator serve": "home json",
@@ -35,6 +36,7 @@ OPTIONS = {
     "owner consent": "terms purpose line days home json",
     "owner train": "data public config home json",
     "owner submit": "dry-run home json",
+    "owner proxies": "count output data public home json",
     "owner opt-out": "reason home json",
     "owner run": "home json",
     "owner status": "home json",
@@ -292,6 +294,24 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
         "coordinator pretrain",
         lambda s: ["--data", s.path / "empty", "--output", s.path / "x", "--config", s.path / "wrong.toml"],
         "job.json",
+    ),
+    "tune what is no release": (
+        "coordinator tune",
+        lambda s: [s.path / "empty", "--output", s.path / "x", "--config", "deploy/examples/tune.toml"],
+        "a model directory is needed",
+    ),
+    "tune on shares that are no whole": (
+        "coordinator tune",
+        lambda s: [s.path / "empty", "--output", s.path / "x", "--config", s.path / "wrong.toml"],
+        "job.json",
+    ),
+    "proxies without a home": (
+        "owner proxies", lambda s: ["--count", "3", "--output", s.path / "x", "--home", s.path / "none"], NO_OWNER
+    ),
+    "proxies without text": (
+        "owner proxies",
+        lambda s: ["--count", "3", "--output", s.path / "x", "--home", s.joined],
+        "give --data and --public",
     ),
     "enrol with no file": (
         "owner enrol", lambda s: ["--invitation", s.path / "none", "--home", s.path / "x"], "ask the admin for one"

@@ -67,6 +67,7 @@ def test_links_in_documents_lead_somewhere() -> None:
 
 
 def test_the_examples_are_what_their_commands_take(tmp_path: Path) -> None:
+    from common.tune import TuneJob
     from coordinator.pretrain import PretrainJob
     from owner_client.train import ExpertJob
 
@@ -78,7 +79,15 @@ def test_the_examples_are_what_their_commands_take(tmp_path: Path) -> None:
     settings = load_toml(EXAMPLES / "owner.toml", OwnerSettings, hint="")
     assert settings.consent is not None
     ExpertJob.model_validate({**settings.training, **owned})
-    assert {path.name for path in EXAMPLES.iterdir()} == {"pretrain.toml", "owner-training.toml", "owner.toml"}
+    tune = {
+        **load_options(EXAMPLES / "tune.toml"),
+        "start": str(tmp_path),
+        "output": str(tmp_path),
+        "trained": "routers",
+    }
+    assert TuneJob.model_validate(tune).validation is not None
+    names = {"pretrain.toml", "owner-training.toml", "owner.toml", "tune.toml"}
+    assert {path.name for path in EXAMPLES.iterdir()} == names
 
 
 def test_the_first_five_minutes_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from small_jobs import StartJob, expert_config, pretrain_config
 
 from common import training
@@ -47,6 +48,48 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share() -> None:
     assert rates[9] == rates[10] == 1.0
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.1)
+
+
+def test_annealing_goes_on_from_the_cosine_straight_to_zero() -> None:
+    whole = {"steps": 120, "warmup_steps": 10, "final_share": 0.1, "anneal_steps": 20}
+    rates = [training.learning_rate_share(step, **whole) for step in range(121)]  # type: ignore[arg-type]
+    plain = [training.learning_rate_share(s, steps=100, warmup_steps=10, final_share=0.1) for s in range(100)]
+    assert rates[:100] == plain
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[110] == pytest.approx(0.05)
+    assert rates[120] == 0
+
+
+def test_annealing_reads_its_own_text_and_resumes_with_the_same_bits(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it anneals; and text that nothing anneals on changes nothing."""
+    options = {"steps": 20, "anneal_steps": 8, "final_learning_rate_share": 0.2, "topic_weight": 0.0}
+    results = {}
+    for name, annealing in (("same", None), ("own", str(text / "own"))):
+        config = pretrain_config(text, tmp_path / name, **options, annealing=annealing)
+        pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
+        results[name] = load_file(tmp_path / name / "model.safetensors")
+    assert any(not torch.equal(results["same"][n], results["own"][n]) for n in results["own"])
+    config = pretrain_config(text, tmp_path / "again", **options, annealing=str(text / "own"), progress_every_s=0.0)
+    stop = StopSignal()
+
+    def report(progress: training.Progress) -> None:
+        stop.requested = progress.step == 14
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "reporter", lambda task: report)
+        with pytest.raises(StoppedError, match="after step 15 of 20"):
+            pretrain.run(pretrain.PretrainJob.model_validate(config), stop)
+    pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[n], results["own"][n]) for n in again)
+
+
+@pytest.mark.parametrize("change", [{"anneal_steps": 30}, {"anneal_steps": 5, "final_learning_rate_share": 0.0}])
+def test_annealing_that_cannot_be_is_refused(text: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="need a final_learning_rate_share above 0"):
+        pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "base", **change))
 
 
 def _weights(output: Path, name: str) -> bytes:
