@@ -36,7 +36,7 @@ class TextClassifier:
             from sklearn.feature_extraction.text import HashingVectorizer
             from sklearn.linear_model import LogisticRegression
         except ImportError as error:
-            raise NotFoundError("scikit-learn is not installed; pip install 'concord-moe[owner]'") from error
+            raise NotFoundError("scikit-learn is not installed; pip install 'concord-moe[classify]'") from error
         self.kinds = sorted(texts)
         self._features = HashingVectorizer(
             analyzer="char_wb", ngram_range=(2, 4), n_features=_FEATURES, alternate_sign=False, lowercase=False

@@ -112,13 +112,15 @@ def invite(
     home: HomeOption = Path("coordinator"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write an invitation with which one owner may join, once and soon."""
+    """Write an invitation with which one owner may join, or get a new certificate if it has joined, once and soon."""
     path = existing(output)
     if path.exists():
         raise ConflictError(f"{path} exists already; choose another --output")
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
         write_secret(path, bytes(_invitation(coordinator, owner)))
         minutes = coordinator.settings.invitation_minutes
+        if coordinator.enrolment.has_joined(owner):
+            reporter.step(f"{owner} has joined: redeemed in its own home, this gives it a new certificate")
         reporter.step(f"invitation for {owner} in {path}: good once, for {minutes:g} minutes; keep it secret")
         reporter.result({"invitation": str(path), "owner": owner})
 

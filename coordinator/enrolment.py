@@ -13,7 +13,8 @@ from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 
-from common.errors import ConcordError, ConflictError, MalformedError, NotPermittedError
+from common.errors import ConcordError, MalformedError, NotPermittedError
+from common.trust.certificate_request import CertificateRequest, check_signed, parse_certificate_request
 from common.trust.invitation import TOKEN_BYTES, token_hash
 from common.trust.pki import CertificateAuthority, Identity, identity_of
 from common.trust.statements import COORDINATOR
@@ -53,15 +54,12 @@ class Enrolment:
         self._now = now
 
     def invite(self, owner: str, *, lifetime: timedelta) -> str:
-        """A new one-time token for `owner`; only its hash is kept.
+        """A new one-time token for `owner`; only its hash is kept. One who has joined gets a new certificate for it.
 
         Raises:
             MalformedError: no party may be called so.
-            ConflictError: that owner has joined already.
         """
         self._identity(owner)
-        if owner in self._registry.head().parties:
-            raise ConflictError(f"{owner} has joined already; invite an owner by another name")
         token = secrets.token_urlsafe(TOKEN_BYTES)
         expires_at = (self._now() + lifetime).timestamp()
         with self._store.transaction() as connection:
@@ -76,7 +74,7 @@ class Enrolment:
         Raises:
             NotPermittedError: the token is unknown, used, expired or another owner's.
         """
-        request = hashlib.sha256(len(csr).to_bytes(8, "big") + csr + note).hexdigest()
+        request = _request_of(csr, note)
 
         def claim(connection: Connection) -> None:
             _claim(connection, token, owner=owner, request=request, now=self._now().timestamp())
@@ -84,13 +82,48 @@ class Enrolment:
         # Before anything is claimed: a CSR that cannot be certified must not use up the invitation.
         certificate = self._certify(csr, owner)
         recorded = self._registry.admit(note, claim=claim)
-        self._remember(certificate, owner)
+        with self._store.transaction() as connection:
+            _remember(connection, certificate, owner)
         return Enrolled(certificate, recorded)
+
+    def has_joined(self, owner: str) -> bool:
+        """Whether the log has an owner of that name."""
+        return owner in self._registry.head().parties
+
+    def recertify(self, token: str, *, csr: bytes, note: bytes) -> bytes:
+        """A certificate for a member that has no valid one any more; all earlier ones of that member end here.
+
+        Raises:
+            NotPermittedError: the token is unknown, used, expired or another owner's, or it has not joined.
+            VerificationError: not signed by the key that is in the log.
+            MalformedError: the request is for another key pair, invitation or federation.
+        """
+        signed, request = parse_certificate_request(note)
+        member = self._registry.head().parties.get(request.party)
+        if member is None or request.party == COORDINATOR:
+            raise NotPermittedError(f"{request.party[:80]!r} has not joined; enrol first")
+        if request != CertificateRequest.of(
+            federation=self._registry.root.federation, party=request.party, csr=csr, token=token
+        ):
+            raise MalformedError("this certificate request belongs to another key, invitation or federation")
+        check_signed(signed, member.verifier)
+        certificate = self._certify(csr, request.party)
+        now = self._now().timestamp()
+        with self._store.transaction() as connection:
+            _claim(connection, token, owner=request.party, request=_request_of(csr, note), now=now)
+            connection.execute(
+                update(certificates)
+                .where(certificates.c.party == request.party, certificates.c.revoked_at.is_(None))
+                .values(revoked_at=now)
+            )
+            _remember(connection, certificate, request.party)
+        return certificate
 
     def renew(self, party: str, *, csr: bytes) -> bytes:
         """A new certificate for a party that showed a valid one."""
         certificate = self._certify(csr, party)
-        self._remember(certificate, party)
+        with self._store.transaction() as connection:
+            _remember(connection, certificate, party)
         return certificate
 
     def authenticate(self, certificate: bytes | None, method: str) -> str:
@@ -111,7 +144,8 @@ class Enrolment:
             raise NotPermittedError(f"{facts.identity} is of another federation")
         if facts.not_after < self._now():
             raise NotPermittedError(
-                f"the certificate of {facts.identity.party} lapsed at {facts.not_after}; enrol again"
+                f"the certificate of {facts.identity.party} lapsed at {facts.not_after}; "
+                "ask the admin for an invitation and run `concord owner enrol` with it in the same home"
             )
         with self._store.reading() as connection:
             known = connection.execute(
@@ -135,14 +169,19 @@ class Enrolment:
             csr, identity=self._identity(party), not_before=now - _BACKDATED, not_after=now + self._lifetime
         )
 
-    def _remember(self, certificate: bytes, party: str) -> None:
-        facts = identity_of(certificate)
-        with self._store.transaction() as connection:
-            connection.execute(
-                insert(certificates).values(
-                    serial=facts.serial, party=party, not_after=facts.not_after.timestamp(), revoked_at=None
-                )
-            )
+
+def _request_of(csr: bytes, note: bytes) -> str:
+    """What tells one request from another that shows the same token."""
+    return hashlib.sha256(len(csr).to_bytes(8, "big") + csr + note).hexdigest()
+
+
+def _remember(connection: Connection, certificate: bytes, party: str) -> None:
+    facts = identity_of(certificate)
+    connection.execute(
+        insert(certificates).values(
+            serial=facts.serial, party=party, not_after=facts.not_after.timestamp(), revoked_at=None
+        )
+    )
 
 
 def _claim(connection: Connection, token: str, *, owner: str, request: str, now: float) -> None:

@@ -7,6 +7,7 @@ import grpc
 from common.errors import MalformedError
 from common.rpc.channel import caller
 from common.rpc.transfer import CHUNK_BYTES
+from common.trust.certificate_request import is_certificate_request
 from common.trust.statements import parse_note
 from coordinator.enrolment import Enrolment
 from coordinator.home import Coordinator
@@ -32,6 +33,9 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
         self._registry = registry
 
     def Redeem(self, request: enrolment_pb2.RedeemRequest, context: grpc.ServicerContext) -> enrolment_pb2.RedeemReply:
+        if is_certificate_request(request.note):
+            certificate = self._enrolment.recertify(request.token, csr=request.csr, note=request.note)
+            return enrolment_pb2.RedeemReply(certificate=certificate)
         _, statement = parse_note(request.note)
         enrolled = self._enrolment.redeem(request.token, csr=request.csr, note=request.note, owner=statement.party)
         return enrolment_pb2.RedeemReply(

@@ -58,6 +58,11 @@ class OwnerHome:
         return self.path / "enrolling"
 
     @property
+    def recertifying(self) -> Path:
+        """Likewise of an unfinished request for a new certificate."""
+        return self.path / "recertifying"
+
+    @property
     def authority(self) -> Path:
         return self.path / "authority.pem"
 

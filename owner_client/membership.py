@@ -4,6 +4,7 @@ Every step may be run again, after a crash at any point or just so: it finds wha
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 from common.errors import ConflictError, ConsentError, MalformedError, NotFoundError, TooLargeError
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
+from common.trust.certificate_request import CertificateRequest
 from common.trust.history import owner_key_name
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
@@ -58,15 +60,21 @@ def enrol(
 ) -> OwnerSettings:
     """Join with a one-time invitation: make the keys, prove possession, get a certificate and a place in the log.
 
+    In the home of an owner that has joined, its invitation gives a new certificate in place of one that lapsed.
+
     Raises:
-        ConflictError: this home has joined already.
+        ConflictError: this home has joined already, as another owner or elsewhere.
         NotPermittedError: the invitation is used, expired or not of this coordinator.
     """
     if home.settings_file.exists():
-        if not _was_begun_with(home, invitation):
-            raise ConflictError(f"{home.path} has joined already, as {home.settings().owner}; use another --home")
-        _clear_away(home)
-        return home.settings()
+        settings = home.settings()
+        if _was_begun_with(home, invitation):
+            _clear_away(home)
+            return settings
+        if settings.owner != invitation.owner or home.trusted_root.read_bytes() != bytes(invitation.root):
+            raise ConflictError(f"{home.path} has joined already, as {settings.owner}; use another --home")
+        _recertify(home, invitation, retry)
+        return settings
     _check_restart(home, invitation)
     chain = Chain(home.statements, party=invitation.owner, key=_prepare(home, invitation), root=invitation.root)
     settings = OwnerSettings(owner=invitation.owner, target=invitation.target, data=data, public=public)
@@ -75,6 +83,38 @@ def enrol(
     write_atomic(home.settings_file, _toml(settings).encode())
     _clear_away(home)
     return settings
+
+
+def _recertify(home: OwnerHome, invitation: Invitation, retry: Retry) -> None:
+    """Exchange the invitation for a new certificate; interrupted, the same request is made again."""
+    begun = home.recertifying / _INVITATION
+    if begun.exists() and begun.read_bytes() != bytes(invitation):
+        shutil.rmtree(home.recertifying)
+    write_secret(begun, bytes(invitation))
+    key_file, csr_file = home.recertifying / "tls.key", home.recertifying / "csr.pem"
+    if not csr_file.exists():
+        key = new_key()
+        write_secret(key_file, key)
+        write_secret(csr_file, make_csr(key))
+    csr, name = csr_file.read_bytes(), owner_key_name(invitation.root.federation, invitation.owner)
+    signing = SigningKey.from_pem(read_required(home.signing_key, hint="restore it from your backup"), name=name)
+    request = CertificateRequest.of(
+        federation=invitation.root.federation, party=invitation.owner, csr=csr, token=invitation.token
+    ).sign(signing)
+    record_request(home, csr)
+    egress.record(home.ledger, "request", name="proof of key", digest=digest_of(request), size_bytes=len(request))
+    authority = invitation.authority.encode()
+    reply = redeem(
+        invitation.enrolment_target,
+        authority=authority,
+        token=invitation.token,
+        csr=csr,
+        note=request,
+        retry=retry,
+    )
+    write_atomic(home.authority, authority)
+    write_secret(home.tls, bytes(TlsIdentity(key_file.read_bytes(), reply.certificate, authority)))
+    shutil.rmtree(home.recertifying)
 
 
 def _was_begun_with(home: OwnerHome, invitation: Invitation) -> bool:

@@ -258,9 +258,6 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     "invite into a file that is there": (
         "coordinator invite", lambda s: ["new", "--output", s.terms, "--home", s.home], "exists already"
     ),
-    "invite one who has joined": (
-        "coordinator invite", lambda s: ["joined", "--output", s.path / "x", "--home", s.home], "has joined already"
-    ),
     "invite by a bad name": (
         "coordinator invite", lambda s: ["No Good", "--output", s.path / "x", "--home", s.home], "No Good"
     ),
@@ -397,7 +394,7 @@ def check_one_line(output: "subprocess.CompletedProcess[str]", says: str) -> Non
 
 
 def test_nothing_was_changed_by_mistakes(stage: Stage) -> None:
-    for mistake in ("init over a home", "enrol where one has joined", "invite one who has joined"):
+    for mistake in ("init over a home", "enrol where one has joined", "enrol with a used invitation"):
         command, arguments, _ = MISTAKES[mistake]
         concord(*command.split(), *arguments(stage))
     assert audit(stage.home / "public").holds

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from sqlalchemy import update
 
 from common.errors import (
     ConcordError,
@@ -21,12 +22,14 @@ from common.errors import (
 )
 from common.rpc.channel import call
 from common.rpc.identity import TlsIdentity
+from common.trust.certificate_request import CertificateRequest
 from common.trust.history import owner_key_name
 from common.trust.invitation import Invitation
 from common.trust.note import Note, SigningKey, sign
 from common.trust.pki import Identity, make_csr, new_key
 from common.trust.statements import new_record_id
 from coordinator.enrolment import Enrolment
+from coordinator.store import certificates
 from owner_client.membership import open_membership, renew_if_due
 from protos import enrolment_pb2, registry_pb2, transfer_pb2
 from tests.federation import FEDERATION, Federation, running_federation
@@ -225,8 +228,11 @@ def test_a_home_joins_once(federation: Federation) -> None:
 
 def test_nobody_is_invited_under_a_name_that_is_taken(federation: Federation) -> None:
     federation.enrol("archive")
-    for name, error in (("archive", ConflictError), ("coordinator", MalformedError), ("../x", MalformedError)):
-        with pytest.raises(error):
+    taken = federation.invitation("archive")
+    with refused(federation, ConflictError, "archive has joined already; choose another name"):
+        federation.enrol("archive2", invitation=taken)
+    for name in ("coordinator", "../x"):
+        with pytest.raises(MalformedError):
             federation.invitation(name)
 
 
@@ -307,8 +313,88 @@ def test_a_certificate_that_lapsed_is_refused_on_the_next_call(federation: Feder
         certificate_lifetime=lifetime,
         now=lambda: later,
     ).authenticate
-    with pytest.raises(NotPermittedError, match=r"lapsed at .*; enrol again"):
+    with pytest.raises(NotPermittedError, match=r"lapsed at .*; ask the admin for an invitation"):
         authenticate(tls.certificate, "/concord.v1.Registry/Record")
+
+
+# A new certificate for a member.
+
+
+def _revoke_certificates(federation: Federation) -> None:
+    with federation.coordinator.store.transaction() as connection:
+        connection.execute(update(certificates).values(revoked_at=0.0))
+
+
+def _request(federation: Federation, token: str, csr: bytes, key: SigningKey, *, party: str = "archive") -> bytes:
+    return CertificateRequest.of(federation=FEDERATION, party=party, csr=csr, token=token).sign(key)
+
+
+def test_a_member_without_a_valid_certificate_gets_one_and_can_leave(federation: Federation) -> None:
+    federation.publish_base()
+    owner = federation.enrol("archive")
+    owner.consent()
+    _revoke_certificates(federation)
+    with pytest.raises(NotPermittedError, match="is revoked"):
+        owner.opt_out()
+    federation.enrol("archive", invitation=federation.invitation("archive"))
+    assert not owner.home.recertifying.exists()
+    owner.opt_out()
+    assert all(grant.revoked_index is not None for grant in federation.coordinator.registry.head().grants.values())
+
+
+def test_a_new_certificate_ends_the_earlier_ones(federation: Federation) -> None:
+    owner = federation.enrol("archive")
+    earlier = tls_of(owner).certificate
+    federation.enrol("archive", invitation=federation.invitation("archive"))
+    authenticate = federation.coordinator.enrolment.authenticate
+    assert authenticate(tls_of(owner).certificate, "/any") == "archive"
+    with pytest.raises(NotPermittedError, match="is revoked"):
+        authenticate(earlier, "/any")
+
+
+def test_a_request_whose_reply_was_lost_is_answered_again(federation: Federation, enrolling: RawCalls) -> None:
+    owner = federation.enrol("archive")
+    token, csr = federation.invitation("archive").token, _csr()
+    note = _request(federation, token, csr, key_of(owner))
+    first, again = (enrolling.redeem(token, csr=csr, note=note).certificate for _ in range(2))
+    authenticate = federation.coordinator.enrolment.authenticate
+    assert authenticate(again, "/any") == "archive"
+    with pytest.raises(NotPermittedError, match="is revoked"):
+        authenticate(first, "/any")
+
+
+def test_an_invitation_alone_makes_nobody_a_member(federation: Federation, enrolling: RawCalls) -> None:
+    """Neither another key, nor another's request for other keys, nor a name that never joined."""
+    owner, thief = federation.enrol("archive"), federation.enrol("thief")
+    invitation, csr = federation.invitation("archive"), _csr()
+    token, good = invitation.token, _request(federation, invitation.token, csr, key_of(owner))
+    forged = Note.parse(_request(federation, token, csr, _key("archive")))
+    twice = bytes(Note(forged.text, (*Note.parse(good).signatures, *forged.signatures)))
+    cases = [
+        (csr, _request(federation, token, csr, _key("archive")), VerificationError, "0 signatures by"),
+        (csr, _request(federation, token, csr, key_of(thief)), VerificationError, "0 signatures by"),
+        (_csr(), good, MalformedError, "belongs to another key"),
+        (csr, _request(federation, "x" * 43, csr, key_of(owner)), MalformedError, "belongs to another key"),
+        (csr, _request(federation, token, csr, _key("nobody"), party="nobody"), NotPermittedError, "has not joined"),
+        (csr, twice, MalformedError, "signed once"),
+        (csr, good.replace(b'"party"', b'"patty"'), MalformedError, "no certificate request"),
+        (b"no request", _request(federation, token, b"no request", key_of(owner)), MalformedError, "CSR|request"),
+    ]
+    for sent, note, error, match in cases:
+        with refused(federation, error, match):
+            enrolling.redeem(token, csr=sent, note=note)
+    of_thief = federation.invitation("thief").token
+    with refused(federation, NotPermittedError, "is for thief, not for archive"):
+        enrolling.redeem(of_thief, csr=csr, note=_request(federation, of_thief, csr, key_of(owner)))
+    assert enrolling.redeem(token, csr=csr, note=good).certificate  # and none of that used it up
+    with refused(federation, NotPermittedError, "was used already"):
+        enrolling.redeem(token, csr=(other := _csr()), note=_request(federation, token, other, key_of(owner)))
+
+
+def test_a_home_takes_no_certificate_of_another_federation(federation: Federation, other: Federation) -> None:
+    federation.enrol("archive")
+    with refused(federation, ConflictError, "has joined already, as archive; use another --home"):
+        federation.enrol("archive", invitation=other.invitation("archive"))
 
 
 def test_nobody_records_a_statement_of_another(federation: Federation) -> None:
