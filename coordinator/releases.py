@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
-from common.errors import NotFoundError
+from common.errors import ConflictError, ConsentError, NotFoundError, UnavailableError
 from common.files import exclusive
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
 from common.trust.history import Contribution, Grant, History, left_out, releasable_experts
@@ -20,6 +21,8 @@ from common.trust.manifest import Manifest
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.assembler import assemble
 from coordinator.home import Coordinator
+
+_ATTEMPTS: Final = 5
 
 Evaluate = Callable[[Path], None]
 """Evaluates the model in a directory and writes what it found there, before the release is signed."""
@@ -85,8 +88,10 @@ def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> Publ
 
     Where the log's last entry is that very release, as after a crash, it is found again.
 
+    Entries that land while it is made and change nothing about who may be in it are taken into account.
+
     Raises:
-        ConflictError: another release is being made.
+        ConflictError: another release is being made, or experts came while it was made; make it again.
         ConsentError: an owner opted out while it was made; make it again.
     """
     with _one_at_a_time(coordinator):
@@ -96,7 +101,7 @@ def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> Publ
 
 def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> PublishedRelease:
     history, settings = coordinator.registry.head(), coordinator.settings
-    base, log_size = latest_base(history), history.size
+    base = latest_base(history)
     name, line = f"release-{len(history.releases) + 1}", settings.line
     place = {"release": name, "line": line, "base_digest": base.base_digest}
     now = datetime.now(UTC)
@@ -109,14 +114,13 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     assemble(coordinator.publication.base(base.round), files, num_experts_per_tok=num_experts_per_tok, output=staging)
     if evaluate is not None:
         evaluate(staging)
+    _check_still(coordinator, chosen, **place)  # before anything of it is published
     manifest = coordinator.publication.add_objects(staging, ours=True)
     statement = _last_entry(history, manifest) or _record_release(
         coordinator,
-        release=name,
-        line=line,
+        chosen,
+        place,
         manifest_digest=manifest.digest,
-        base_digest=base.base_digest,
-        log_size=log_size,
         experts=[_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)],
         num_experts_per_tok=num_experts_per_tok,
     )
@@ -139,10 +143,35 @@ def _last_entry(history: History, manifest: Manifest) -> ReleasePublish | None:
     return last.statement
 
 
-def _record_release(coordinator: Coordinator, **fields: object) -> ReleasePublish:
-    statement = coordinator.registry.issue(ReleasePublish, **fields).statement
-    assert isinstance(statement, ReleasePublish)
-    return statement
+def _record_release(
+    coordinator: Coordinator, chosen: list[tuple[Grant, Contribution]], place: dict[str, str], **fields: object
+) -> ReleasePublish:
+    """Record it over the log as it is now, if who may be in it is still who is."""
+    for _ in range(_ATTEMPTS):
+        log_size = _check_still(coordinator, chosen, **place)
+        try:
+            recorded = coordinator.registry.issue(ReleasePublish, **place, log_size=log_size, **fields)
+        except ConflictError:
+            if coordinator.registry.head().size == log_size:
+                raise
+            continue  # an entry landed between the two
+        assert isinstance(recorded.statement, ReleasePublish)
+        return recorded.statement
+    raise UnavailableError("the log grows faster than a release can be recorded; make it again")
+
+
+def _check_still(
+    coordinator: Coordinator, chosen: list[tuple[Grant, Contribution]], *, release: str, line: str, base_digest: str
+) -> int:
+    """The log's size, if those who may be in the release now are the chosen ones."""
+    history = coordinator.registry.head()
+    now = releasable_experts(history, release=release, line=line, base_digest=base_digest, at=datetime.now(UTC))
+    was, here = ({grant.index: contribution.index for grant, contribution in each} for each in (chosen, now))
+    if was.keys() - here.keys():
+        raise ConsentError(f"an owner of {release} opted out, or its consent lapsed, while it was made; make it again")
+    if was != here:
+        raise ConflictError(f"an expert came while {release} was made; make it again")
+    return history.size
 
 
 def _expert_digest(contribution: Contribution) -> str:

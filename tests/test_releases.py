@@ -1,0 +1,68 @@
+"""What happens in the log while a release is made: what changes nothing is counted, what does is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.audit import audit
+from common.errors import ConcordError, ConflictError, ConsentError
+from coordinator.releases import PublishedRelease, make_release
+from tests.federation import Federation, expert_weights
+
+
+@pytest.fixture
+def two(federation: Federation) -> Federation:
+    """Two owners with an expert each."""
+    federation.publish_base()
+    for seed, name in enumerate(("archive", "hospital")):
+        federation.enrol(name).take_part(seed)
+    return federation
+
+
+def _release_while(federation: Federation, act: Callable[[], object]) -> PublishedRelease:
+    def evaluate(_directory: Path) -> None:
+        act()
+
+    return make_release(federation.coordinator, evaluate=evaluate)
+
+
+def test_an_entry_that_changes_nothing_about_it_is_counted(two: Federation) -> None:
+    before = two.coordinator.registry.head().size
+    release = _release_while(two, lambda: two.enrol("university"))
+    assert release.statement.log_size == before + 1
+    assert set(release.owners.values()) == {"archive", "hospital"}
+    assert audit(two.public, root=two.coordinator.registry.root).holds
+
+
+CHANGES: dict[str, tuple[Callable[[Federation], object], type[ConcordError], str]] = {
+    "an owner leaves": (lambda f: f.owner("archive").opt_out(), ConsentError, "opted out, or its consent lapsed"),
+    "an owner brings an expert": (
+        lambda f: f.enrol("university").take_part(7),
+        ConflictError,
+        "an expert came",
+    ),
+    "an owner sends a better one": (
+        lambda f: (f.owner("archive").put_expert(expert_weights(9)), f.owner("archive").submit()),
+        ConflictError,
+        "an expert came",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_who_is_in_it_refuses_it_and_leaves_nothing(two: Federation, change: str) -> None:
+    act, error, match = CHANGES[change]
+    objects: set[str] = set()
+
+    def acting() -> None:
+        act(two)
+        objects.update(path.name for path in (two.public / "objects").iterdir())
+
+    with pytest.raises(error, match=match):
+        _release_while(two, acting)
+    assert {path.name for path in (two.public / "objects").iterdir()} == objects
+    assert not two.coordinator.registry.head().releases
+    again = two.release()
+    assert again.statement.release == "release-1"
+    assert audit(two.public, root=two.coordinator.registry.root).holds
