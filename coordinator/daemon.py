@@ -33,12 +33,18 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         show_logged(coordinator)
         coordinator.registry.publish()
         settings, tls = coordinator.settings, server_identity(coordinator)
-        server = make_server(coordinator.enrolment.authenticate, threads=settings.threads)
-        add_services(server, coordinator)
-        listen(server, f"{settings.host}:{settings.port}", tls=tls, require_client=True)
-        listen(server, f"{settings.host}:{settings.enrolment_port}", tls=tls, require_client=False)
-        server.start()
+        # Threads of their own: whoever holds those of the port that is open to all keeps no member waiting.
+        servers = [
+            make_server(coordinator.enrolment.authenticate, threads=settings.threads, anonymous=anonymous)
+            for anonymous in (False, True)
+        ]
+        for server, port in zip(servers, (settings.port, settings.enrolment_port), strict=True):
+            add_services(server, coordinator)
+            listen(server, f"{settings.host}:{port}", tls=tls, require_client=port == settings.port)
+        for server in servers:
+            server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
         stop.wait()
-        server.stop(_DRAIN_S).wait()
+        for stopped in [server.stop(_DRAIN_S) for server in servers]:
+            stopped.wait()
         reporter.step("stopped; everything acknowledged is on disk")

@@ -1,6 +1,8 @@
 """The gRPC services: each method is parse, one call, reply. Errors and identities are `common/rpc/channel.py`'s."""
 
 from collections.abc import Iterator
+from threading import Timer
+from typing import Final, TypeVar
 
 import grpc
 
@@ -23,6 +25,11 @@ from protos import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+
+SILENCE_S: Final = 60.0
+"""How long an upload may send nothing before its call ends; what arrived stays, and the upload goes on in another."""
+
+_Item = TypeVar("_Item")
 
 
 class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
@@ -100,7 +107,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     ) -> transfer_pb2.PutChunksReply:
         chunks = (
             ReceivedChunk(chunk.upload_id, chunk.file, chunk.index, chunk.data, chunk.sha256)
-            for chunk in request_iterator
+            for chunk in _in_time(request_iterator, context)
         )
         return transfer_pb2.PutChunksReply(files=_progress(self._intake.put(chunks, caller=caller())))
 
@@ -119,6 +126,21 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
             file.seek(request.offset)
             while data := file.read(CHUNK_BYTES):
                 yield transfer_pb2.FetchReply(data=data)
+
+
+def _in_time(items: Iterator[_Item], context: grpc.ServicerContext) -> Iterator[_Item]:
+    """Items as they come. A sender that is silent for too long is cut off, since its call holds a thread."""
+    while True:
+        cut_off = Timer(SILENCE_S, context.cancel)
+        cut_off.daemon = True
+        cut_off.start()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            cut_off.cancel()
+        yield item
 
 
 def _progress(files: list[FileProgress]) -> list[transfer_pb2.FileProgress]:

@@ -142,22 +142,22 @@ class Federation:
     ports: list[int]
     coordinator: Coordinator
     owners: dict[str, Owner] = field(default_factory=dict)
-    server: grpc.Server | None = None
+    servers: list[grpc.Server] = field(default_factory=list)
 
     def start(self) -> None:
         """Serve on the federation's ports."""
         tls = server_identity(self.coordinator)
-        self.server = make_server(self.coordinator.enrolment.authenticate, threads=8)
-        add_services(self.server, self.coordinator)
-        listen(self.server, f"127.0.0.1:{self.ports[0]}", tls=tls, require_client=True)
-        listen(self.server, f"127.0.0.1:{self.ports[1]}", tls=tls, require_client=False)
-        self.server.start()
+        for port, anonymous in zip(self.ports, (False, True), strict=True):
+            server = make_server(self.coordinator.enrolment.authenticate, threads=8, anonymous=anonymous)
+            add_services(server, self.coordinator)
+            listen(server, f"127.0.0.1:{port}", tls=tls, require_client=not anonymous)
+            server.start()
+            self.servers.append(server)
 
     def stop(self) -> None:
         """Stop serving."""
-        if self.server is not None:
-            self.server.stop(None).wait()
-            self.server = None
+        while self.servers:
+            self.servers.pop().stop(None).wait()
 
     def invitation(self, name: str, *, lifetime: timedelta = timedelta(minutes=5)) -> Invitation:
         """A one-time invitation for an owner."""

@@ -53,7 +53,7 @@ class _Liar(RegistryServicer):
 def _lying(federation: Federation, change: Change) -> Iterator[None]:
     federation.stop()
     coordinator = federation.coordinator
-    server = make_server(coordinator.enrolment.authenticate, threads=4)
+    server = make_server(coordinator.enrolment.authenticate, threads=4, anonymous=False)
     registry_pb2_grpc.add_RegistryServicer_to_server(_Liar(coordinator, change), server)
     transfer = TransferServicer(coordinator.intake, coordinator.publication)
     transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)

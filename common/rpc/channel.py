@@ -48,6 +48,10 @@ _CLASSES: Final = {kind.__name__: kind for kind in _STATUS}
 _ERROR_KEY: Final = "concord-error"
 _MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _MAX_CONNECTION_AGE_MS: Final = 60 * 60 * 1000
+_GRACE_MS: Final = 3_600_000
+"""How long a call may outlive that; checking nine gigabytes takes a while."""
+_ANONYMOUS_AGE_MS: Final = 20_000
+_ANONYMOUS_GRACE_MS: Final = 10_000
 _KEEPALIVE_MS: Final = 30_000
 
 Authenticate = Callable[[bytes | None, str], str]
@@ -66,12 +70,17 @@ def caller() -> str:
 # Server
 
 
-def make_server(authenticate: Authenticate, *, threads: int) -> grpc.Server:
-    """A server whose every call is authenticated and whose errors cross as `concord-error`."""
+def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) -> grpc.Server:
+    """A server whose every call is authenticated and whose errors cross as `concord-error`.
+
+    Where callers are `anonymous`, connections end soon whatever they do: one that sends nothing holds a thread.
+    """
+    age_ms, grace_ms = (_ANONYMOUS_AGE_MS, _ANONYMOUS_GRACE_MS) if anonymous else (_MAX_CONNECTION_AGE_MS, _GRACE_MS)
     options = [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_ms", age_ms),
+        ("grpc.max_connection_age_grace_ms", grace_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ]
