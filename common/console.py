@@ -88,7 +88,16 @@ class RichReporter:
 
     def result(self, fields: Mapping[str, object]) -> None:
         for name, value in fields.items():
-            self._console.print(f"  {name}: {value}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(f"  {name}: {_plain(value)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _plain(value: object) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, Mapping):
+        return _plain([f"{key} {_plain(item)}" for key, item in value.items()])
+    if isinstance(value, list | tuple | set):
+        return ", ".join(map(_plain, value)) or "none"
+    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def job_progress(reporter: Reporter, task: str) -> Callable[[JobEvent], None]:

@@ -1,6 +1,6 @@
 """`concord coordinator`: what a consortium's admin does."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from common.errors import ConflictError, MalformedError
 from common.files import write_secret
 from common.jobs import run_job
 from common.telemetry import set_up_logging
+from common.trust.history import is_in_force
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
 from common.trust.statements import COORDINATOR
@@ -186,7 +187,10 @@ def status(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) 
 
 
 def _status(coordinator: Coordinator) -> dict[str, object]:
-    history = coordinator.registry.head()
+    history, now = coordinator.registry.head(), datetime.now(UTC)
+    in_force = {grant.statement.party for grant in history.grants.values() if is_in_force(grant, at=now)}
+    once_in_force = {grant.statement.party for grant in history.grants.values()}
+    revoked = {g.statement.party for g in history.grants.values() if g.revoked_index is not None} - in_force
     return {
         "federation": coordinator.settings.federation,
         "address": f"{coordinator.settings.reachable_at}:{coordinator.settings.port}",
@@ -194,13 +198,10 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
         "log_entries": history.size,
         "owners": sorted(history.parties.keys() - {COORDINATOR}),
         "base": latest_base(history).base_digest if history.bases else None,
-        "consents_in_force": sorted(
-            grant.statement.party for grant in history.grants.values() if grant.revoked_index is None
-        ),
-        "opted_out": sorted(
-            grant.statement.party for grant in history.grants.values() if grant.revoked_index is not None
-        ),
-        "experts": sorted(contribution.statement.party for contribution in history.contributions.values()),
+        "consents_in_force": sorted(in_force),
+        "consents_lapsed": sorted(once_in_force - in_force - revoked),
+        "opted_out": sorted(revoked),
+        "experts": sorted({contribution.statement.party for contribution in history.contributions.values()}),
         "releases": list(history.releases),
         "public": str(coordinator.home.public),
     }

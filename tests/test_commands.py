@@ -152,7 +152,7 @@ SAID = {
     "owner ledger": {"event", "sent"},
     "coordinator status": {
         "event", "federation", "address", "trusted_root", "log_entries", "owners", "base", "consents_in_force",
-        "opted_out", "experts", "releases", "public",
+        "consents_lapsed", "opted_out", "experts", "releases", "public",
     },
     "audit verify": {"event", "audit", "steps", "releases"},
     "audit log": {"event", "audit", "entries"},

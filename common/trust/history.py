@@ -297,6 +297,15 @@ def _check_in_force(grant: Grant, *, at: datetime) -> None:
         )
 
 
+def is_in_force(grant: Grant, *, at: datetime) -> bool:
+    """Whether a consent is neither revoked nor outside its dates at that time."""
+    try:
+        _check_in_force(grant, at=at)
+    except ConsentError:
+        return False
+    return True
+
+
 def _check_covers(grant: Grant, manifest_digest: str) -> None:
     wanted = grant.statement.expert.manifest_digest
     if wanted not in (None, manifest_digest):
