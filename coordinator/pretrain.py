@@ -48,7 +48,7 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     num_attention_heads: int
     num_key_value_heads: int | None = None
     rope_theta: float = 10_000.0
-    topic_weight: float = Field(default=0.4, ge=0)
+    topic_weight: float = Field(default=0.5, ge=0)
     """Weight of predicting topics from what routers see (`topics`); 0 leaves it out."""
     num_topics: int | None = Field(default=None, ge=1)
     """How many kinds of difference between documents are predicted, at most; by default an eighth of `hidden_size`, so
