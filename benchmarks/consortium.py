@@ -7,6 +7,7 @@ runs that share a stage share its result. Jobs are the product's own, as process
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class Consortium:
     scores: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._domains: dict[str, Domain] = {}
+        self._domains: dict[tuple[str, data.Split], Domain] = {}
         self.work.mkdir(parents=True, exist_ok=True)
         self._scores_file = self.work / "scores.json"
         if self._scores_file.exists():
@@ -84,7 +85,7 @@ class Consortium:
     def corpora(self) -> Path:
         """Each owner's own documents and the public ones, a share of every domain among them."""
         sizes = self.sizes
-        folder = self._place("corpora", [self.owners, sizes.public_share, sizes.train_bytes, str(self.source)])
+        folder = self.place("corpora", [self.owners, sizes.public_share, sizes.train_bytes, str(self.source)])
         if folder.exists():
             return folder
         partial = folder.with_name(folder.name + ".partial")
@@ -112,21 +113,20 @@ class Consortium:
             parts["train"] = data.sample(parts["train"], most)
         return parts
 
-    def documents(self, name: str) -> list[data.Document]:
-        """Held-out documents of a domain, or of all owners' domains mixed."""
+    def documents(self, name: str, *, split: data.Split = "test") -> list[data.Document]:
+        """Held-out documents of a domain, or of all owners' domains mixed. What is chosen is chosen on validation."""
         corpora, room = self.corpora(), self.sizes.evaluated_bytes
         if name == MIXED:
-            tests = {owner: data.read_split(corpora / owner, "test") for owner in self.owners}
-            return mixed_documents(tests, total_bytes=room, seed=0)
-        return data.sample(data.read_split(corpora / name, "test"), room)
+            held = {owner: data.read_split(corpora / owner, split) for owner in self.owners}
+            return mixed_documents(held, total_bytes=room, seed=0)
+        return data.sample(data.read_split(corpora / name, split), room)
 
-    def domain(self, name: str, *, base: Path) -> Domain:
+    def domain(self, name: str, *, split: data.Split = "test") -> Domain:
         """The same ready to be scored; made once."""
-        if name not in self._domains:
-            self._domains[name] = prepare(
-                self.documents(name), Tokenizer.load(base), sequence_length=self.sizes.sequence_length
-            )
-        return self._domains[name]
+        if (name, split) not in self._domains:
+            documents, tokenizer = self.documents(name, split=split), Tokenizer.load(self.base())
+            self._domains[name, split] = prepare(documents, tokenizer, sequence_length=self.sizes.sequence_length)
+        return self._domains[name, split]
 
     # Models
 
@@ -187,10 +187,10 @@ class Consortium:
 
     def release(self, experts: Sequence[Path], *, top_k: int = 2) -> Path:
         """The assembled release of these experts."""
-        folder = self._place("release", [[path.name for path in experts], top_k])
+        folder = self.place("release", [[path.name for path in experts], top_k])
         if not folder.exists():
             partial = folder.with_name(folder.name + ".partial")
-            _remove(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             files = [path / "expert.safetensors" for path in experts]
             assemble(self.base(), files, num_experts_per_tok=top_k, output=partial)
             partial.rename(folder)
@@ -198,10 +198,10 @@ class Consortium:
 
     def keep(self, name: str, inputs: object, model: CausalLM) -> Path:
         """A model that was computed here, as a directory."""
-        folder = self._place(name, inputs)
+        folder = self.place(name, inputs)
         if not folder.exists():
             partial = folder.with_name(folder.name + ".partial")
-            _remove(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             Tokenizer.load(self.base()).save(partial)
             hf.save(model, partial)
@@ -219,7 +219,7 @@ class Consortium:
             "precision": sizes.precision,
         }
         full = [(module, name, {"threads": 1, **shared, **config}) for module, name, config in jobs]
-        places = [self._place(name, [module, _by_name(config)]) for module, name, config in full]
+        places = [self.place(name, [module, _by_name(config)]) for module, name, config in full]
         with ThreadPoolExecutor(_cores()) as pool:
             list(pool.map(self._run, full, places))
         return places
@@ -236,20 +236,21 @@ class Consortium:
             on_event=lambda event: None,
         )
 
-    def _place(self, name: str, inputs: object) -> Path:
+    def place(self, name: str, inputs: object) -> Path:
+        """Where a stage of that kind and these inputs is kept."""
         digest = hashlib.sha256(json.dumps([self.seed, inputs], default=str, sort_keys=True).encode()).hexdigest()
         return self.work / f"{name}-{digest[:12]}"
 
     # Scores
 
-    def score(self, model: Path, domain: str, *, top_k: int | None = None) -> Scores:
+    def score(self, model: Path, domain: str, *, top_k: int | None = None, split: data.Split = "test") -> Scores:
         """Bits per byte and routing shares, computed once."""
-        key = f"{model.name} {domain} {self.sizes.evaluated_bytes} {top_k or ''}"
+        key = f"{model.name} {domain} {split} {self.sizes.evaluated_bytes} {top_k or ''}"
         if key not in self.scores:
             loaded = hf.load(model, device=self.sizes.device)
             if top_k is not None:
                 loaded = with_top_k(loaded, top_k)
-            found = score(loaded, self.domain(domain, base=self.base()), batch_size=8)
+            found = score(loaded, self.domain(domain, split=split), batch_size=8)
             self.scores[key] = [found.bits_per_byte, found.shares_per_layer]
             partial = self._scores_file.with_suffix(".partial")
             partial.write_text(json.dumps(self.scores))
@@ -286,10 +287,3 @@ def _write(folder: Path, parts: Mapping[str, list[data.Document]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, documents in parts.items():
         write_documents(folder / f"{name}.jsonl.gz", documents)
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.glob("*")) if folder.exists() else []:
-        path.unlink()
-    if folder.exists():
-        folder.rmdir()

@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import method_report
 from benchmarks.consortium import MIXED, PUBLIC, Consortium, Sizes
@@ -91,7 +93,7 @@ class Study:
         for owner in world.owners:
             job = ProxyJob(data=world.corpora() / owner, public=public, count=world.sizes.num_proxies,
                            output=world.work / f"proxies-{owner}.json", seed=world.seed)  # fmt: skip
-            folder = world.work / f"proxies-{owner}-{world.seed}-{job.count}"
+            folder = world.place(f"proxies-{owner}", [world.corpora().name, job.count])
             if not folder.exists():
                 chosen = proxies.chosen_documents(documents, proxies.select(job))
                 partial = folder.with_name(folder.name + ".partial")
@@ -113,7 +115,10 @@ class Study:
         """The mean of the dense experts, and the mean weighted by how well each knows all validation text."""
         world = self.world
         models = [hf.load(path) for path in dense]
-        losses = [np.mean([world.score(path, owner).bits_per_byte for owner in world.owners]) for path in dense]
+        losses = [
+            np.mean([world.score(path, owner, split="validation").bits_per_byte for owner in world.owners])
+            for path in dense
+        ]
         weights = likelihood_weights([float(loss) for loss in losses], temperature=0.1)
         inputs = [path.name for path in dense]
         return {
@@ -142,48 +147,43 @@ class Study:
     def ensemble(self, models: Sequence[Path], *, top_k: int) -> tuple[Row, Row]:
         """Rows of BTM over `models`, and of one model a document chosen by a classifier of domains."""
         world = self.world
-        base = world.base()
-        domains = {name: world.domain(name, base=base) for name in self.domains}
-        nats = {name: [world.nats(path, domain) for path in models] for name, domain in domains.items()}
-        losses = {name: document_losses(domain, nats[name]) for name, domain in domains.items()}
-        by_temperature = {
-            temperature: {
-                name: mixture_bits_per_byte(
-                    domains[name], nats[name], weigh(losses[name], temperature=temperature, top_k=top_k)
-                )
-                for name in self.domains
-            }
-            for temperature in _TEMPERATURES
-        }
-        best = min(by_temperature.values(), key=lambda row: np.mean([row[name] for name in world.owners]))
-        chosen = {name: self._classified(name, domains, nats, models) for name in self.domains}
+        temperature = self._temperature(models, top_k=top_k)
+        best, chosen = Row(), Row()
+        for name in self.domains:
+            domain = world.domain(name)
+            nats = [world.nats(path, domain) for path in models]
+            weights = weigh(document_losses(domain, nats), temperature=temperature, top_k=top_k)
+            best[name] = mixture_bits_per_byte(domain, nats, weights)
+            chosen[name] = mixture_bits_per_byte(domain, nats, self._classified(name, len(models)))
         return best, chosen
 
-    def _classified(
-        self, name: str, domains: Mapping[str, Any], nats: Mapping[str, Any], models: Sequence[Path]
-    ) -> float:
-        world = self.world
-        texts = self._test_texts(name)
-        kinds = (PUBLIC, *world.owners)
-        probabilities = self._classifier().probabilities(texts)
-        order = [self._classifier().kinds.index(kind) for kind in kinds]
-        picked = probabilities[:, order].argmax(axis=1)
-        weights = np.zeros((len(models), len(texts)))
+    def _temperature(self, models: Sequence[Path], *, top_k: int) -> float:
+        """The temperature that is best on the owners' validation text."""
+        totals = dict.fromkeys(_TEMPERATURES, 0.0)
+        for owner in self.world.owners:
+            domain = self.world.domain(owner, split="validation")
+            nats = [self.world.nats(path, domain) for path in models]
+            losses = document_losses(domain, nats)
+            for temperature in totals:
+                weights = weigh(losses, temperature=temperature, top_k=top_k)
+                totals[temperature] += mixture_bits_per_byte(domain, nats, weights)
+        return min(totals, key=totals.__getitem__)
+
+    def _classified(self, name: str, num_models: int) -> NDArray[np.float64]:
+        """All weight of each document on the model of the domain that the classifier names."""
+        texts = [document.text for document in self.world.documents(name)]
+        order = [self._classifier.kinds.index(kind) for kind in (PUBLIC, *self.world.owners)]
+        picked = self._classifier.probabilities(texts)[:, order].argmax(axis=1)
+        weights = np.zeros((num_models, len(texts)))
         weights[picked, np.arange(len(texts))] = 1
-        return mixture_bits_per_byte(domains[name], nats[name], weights)
+        return weights
 
-    def _test_texts(self, name: str) -> list[str]:
-        return [document.text for document in self.world.documents(name)]
-
+    @cached_property
     def _classifier(self) -> TextClassifier:
-        if not hasattr(self, "_fitted"):
-            corpora = self.world.corpora()
-            texts = {
-                kind: [d.text for d in data.read_split(corpora / kind, "train")]
-                for kind in (PUBLIC, *self.world.owners)
-            }
-            self._fitted = TextClassifier(texts, seed=self.world.seed)
-        return self._fitted
+        corpora = self.world.corpora()
+        kinds = (PUBLIC, *self.world.owners)
+        texts = {kind: [d.text for d in data.read_split(corpora / kind, "train")] for kind in kinds}
+        return TextClassifier(texts, seed=self.world.seed)
 
 
 def study(world: Consortium, *, everything: bool, say: Callable[[str], None]) -> dict[str, Any]:
