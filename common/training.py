@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common import job
-from common.data import Batch, MixtureState
+from common.data import Batch, Document, MixtureState, PackedText
 from common.errors import ConflictError, JobFailedError, MalformedError
 from common.files import taking_turns
 from common.job import StoppedError, StopSignal
 from common.loss import LossFunction, TensorBatch
 from common.model.transformer import ModelOutput
+from common.tokenizer import Tokenizer
 
 BETAS: Final = (0.9, 0.95)
 RESULT_FILE: Final = "training.json"
@@ -97,6 +98,17 @@ def fingerprint(config: TrainingConfig, **inputs: str) -> str:
 def _without_paths(fields: dict[str, object]) -> dict[str, object]:
     nested = {name: _without_paths(value) if isinstance(value, dict) else value for name, value in fields.items()}
     return {name: value for name, value in nested.items() if not isinstance(value, Path)}
+
+
+def packed(documents: Sequence[Document], tokens: Tokenizer, config: TrainingConfig, *, name: str) -> PackedText:
+    """Documents as the sequences a job trains on; `name` is what errors call them."""
+    return PackedText(
+        tokens.encode_all([document.text for document in documents]),
+        sequence_length=config.sequence_length,
+        eos_token_id=tokens.eos_token_id,
+        seed=config.seed,
+        name=name,
+    )
 
 
 def digest_texts(texts: Iterable[str]) -> str:

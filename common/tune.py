@@ -96,13 +96,7 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
         return record
     tokens = Tokenizer.load(config.start)
     texts = [
-        PackedText(
-            tokens.encode_all([document.text for document in documents[name]]),
-            sequence_length=config.sequence_length,
-            eos_token_id=tokens.eos_token_id,
-            seed=config.seed,
-            name=str(source.text),
-        )
+        training.packed(documents[name], tokens, config, name=str(source.text))
         for name, source in config.sources.items()
     ]
     for name, parameter in model.named_parameters():

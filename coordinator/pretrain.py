@@ -10,7 +10,7 @@ Shapes: B batch, T sequence.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from common import tokenizer, training
-from common.data import Batch, Document, MixtureState, PackedText, batches, read_split
+from common.data import Batch, MixtureState, PackedText, batches, read_split
 from common.errors import MalformedError
 from common.job import StopSignal
 from common.loss import LossFunction, language_loss
@@ -88,8 +88,8 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = tokenizer.train(documents, vocab_size=config.vocab_size)
-    text = _packed(documents, tokens, config, name=str(config.public))
-    last = None if annealing is None else _packed(annealing, tokens, config, name=str(config.annealing))
+    text = training.packed(documents, tokens, config, name=str(config.public))
+    last = None if annealing is None else training.packed(annealing, tokens, config, name=str(config.annealing))
     model = CausalLM(_sizes(config, tokens), seed=config.seed).to(config.device)
     trained, loss = _objective(model, text, config)
     trainer = Trainer(
@@ -126,16 +126,6 @@ def _objective(model: CausalLM, text: PackedText, config: PretrainJob) -> tuple[
         return model, language
     with_heads = TopicLM(model, num_topics=space.num_topics).to(config.device)
     return with_heads, topic_loss(language, with_heads, space.to(config.device), weight=config.topic_weight)
-
-
-def _packed(documents: Sequence[Document], tokens: Tokenizer, config: PretrainJob, *, name: str) -> PackedText:
-    return PackedText(
-        tokens.encode_all([document.text for document in documents]),
-        sequence_length=config.sequence_length,
-        eos_token_id=tokens.eos_token_id,
-        seed=config.seed,
-        name=name,
-    )
 
 
 def _stages(

@@ -142,6 +142,7 @@ def proxies(
     output: Annotated[Path, typer.Option(help="File for their digests and scores.")],
     data: Annotated[Path | None, typer.Option(help="Folder of your own text; it never leaves.")] = None,
     public: Annotated[Path | None, typer.Option(help="Folder of the public text they are chosen from.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Folder of a small encoder to fine-tune for the choice.")] = None,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,6 +153,8 @@ def proxies(
         raise NotFoundError("your text and public text are needed: give --data and --public, or set them in owner.toml")
     target = existing(output)
     job = {"data": own, "public": common_text, "count": count, "output": target}
+    if encoder is not None:
+        job["encoder"] = existing(encoder)
     with reporting(as_json) as reporter:
         config_path = target.with_name(f"{target.name}.job.json")
         run_job("owner_client.proxies", job, config_path=config_path, on_event=lambda event: None)

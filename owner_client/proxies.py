@@ -19,6 +19,7 @@ from common.data import Document
 from common.errors import MalformedError
 from common.files import write_atomic
 from common.text_classifier import TextClassifier
+from common.text_encoder import TextEncoder
 
 _OWN: Final = "own"
 _PUBLIC: Final = "public"
@@ -34,6 +35,8 @@ class ProxyJob(BaseModel, frozen=True, extra="forbid"):
     count: int = Field(ge=1)
     """How many public documents to choose."""
     output: Path
+    encoder: Path | None = None
+    """Directory of a small encoder to fine-tune for the choice; by default a light linear classifier chooses."""
     seed: int = Field(default=0, ge=0)
 
 
@@ -63,13 +66,19 @@ def select(config: ProxyJob) -> Proxies:
         )
     # A document that is chosen is scored by a classifier that learned from it as public: ranks stay comparable, for
     # that holds for all of them.
-    classifier = TextClassifier({_OWN: _texts(own.train), _PUBLIC: _texts(public.train)}, seed=config.seed)
+    classifier = _classifier(config, {_OWN: _texts(own.train), _PUBLIC: _texts(public.train)})
     column = classifier.kinds.index(_OWN)
     scores = classifier.probabilities(_texts(public.train))[:, column]
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], public.train[index].digest))[: config.count]
     held = [classifier.probabilities(_texts(part))[:, column] for part in (own.validation, public.validation)]
     accuracy = (float((held[0] > 0.5).mean()) + float((held[1] <= 0.5).mean())) / 2
     return Proxies([public.train[i].digest for i in order], [float(scores[i]) for i in order], accuracy)
+
+
+def _classifier(config: ProxyJob, texts: dict[str, list[str]]) -> TextClassifier | TextEncoder:
+    if config.encoder is None:
+        return TextClassifier(texts, seed=config.seed)
+    return TextEncoder(config.encoder, texts, seed=config.seed)
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:

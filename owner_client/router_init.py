@@ -6,25 +6,54 @@ documents and for public ones. Their means are compared under the shared covaria
 estimate of how much likelier a hidden state is in the owner's text than in public text. Ratios against the same public
 text compare across owners who never meet. Nothing but rows comes out.
 
-Beside that (`ratio`), two starts are there to measure it against: `mean`, the paper's rows made of the public model's
-own mean hidden states, and `random`.
+Beside that (`ratio`), three starts are there to measure it against: `mean`, the paper's rows made of the public model's
+own mean hidden states; `embedder`, the paper's rows as they are; and `random`. All but `ratio` need training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final, Literal
 
 import torch
+from torch import Tensor
 
 from common.data import Batch, PackedText, batches
 from common.model import partition
-from common.model.router_rows import PublicRouter, log_ratio_row, mean_row, measure
+from common.model.router_rows import Moments, PublicRouter, log_ratio_row, mean_row, measure
 from common.model.transformer import CausalLM
 
-RouterStart = Literal["ratio", "mean", "random"]
+RouterStart = Literal["ratio", "mean", "random", "embedder"]
+
+MakeRow = Callable[[Moments, Moments, Tensor, Tensor], Tensor]
+"""From moments of own and of public text, the public row and the bias direction of a layer to the owner's row, [D]."""
 
 _RANDOM_STD: Final = 0.02
 """Of the rows that start at random, as every other parameter of the model does."""
+
+
+def row_maker(start: RouterStart, *, prior: float, seed: int, embedded_difference_D: Tensor | None = None) -> MakeRow:
+    """The way to make rows that `start` names.
+
+    Args:
+        start: What the owner's rows start from.
+        prior: How likely own text is taken to be, in (0, 1); for `ratio`.
+        seed: Of what is drawn; for `random`.
+        embedded_difference_D: How the owner's mean embedding differs from the public one; for `embedder`. Rows are the
+            mean embeddings in the paper; probabilities only depend on how rows differ, so the difference added to the
+            public row is the same router.
+    """
+    if start == "ratio":
+        return lambda own, public, row_D, direction_D: log_ratio_row(own, public, row_D, direction_D, prior=prior)
+    if start == "mean":
+        return lambda own, public, row_D, direction_D: mean_row(own, public, row_D)
+    if start == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return lambda own, public, row_D, direction_D: (
+            row_D + (torch.randn(len(row_D), generator=generator) * _RANDOM_STD).to(row_D.device)
+        )
+    if embedded_difference_D is None:
+        raise ValueError("rows from an embedder need what it made of the texts")
+    return lambda own, public, row_D, direction_D: row_D + embedded_difference_D.to(row_D.device)
 
 
 def initialise_routers(
@@ -34,9 +63,7 @@ def initialise_routers(
     *,
     own: PackedText,
     public: PackedText,
-    start: RouterStart,
-    prior: float,
-    seed: int,
+    make_row: MakeRow,
     num_sequences: int,
     batch_size: int,
     device: torch.device | str,
@@ -49,25 +76,17 @@ def initialise_routers(
         router: The public rows and bias directions, which every owner takes over unchanged.
         own: The owner's text.
         public: Public text.
-        start: What the owner's rows start from.
-        prior: How likely own text is taken to be, in (0, 1); for `ratio`.
-        seed: Of what is drawn; for `random`.
+        make_row: What the owner's rows start from (`row_maker`).
         num_sequences: How many sequences of each are measured.
         batch_size: How many at a time.
         device: Where both models are.
     """
     own_moments = measure(public_model, _sample(own, num_sequences, batch_size), device=device)
     public_moments = measure(public_model, _sample(public, num_sequences, batch_size), device=device)
-    generator = torch.Generator().manual_seed(seed)
     for layer, gate in enumerate(model.routers):
         row_D, direction_D = router.rows[layer].to(device), router.bias_directions[layer].to(device)
         gate.add_bias(partition.OWNED_EXPERT, direction_D)
-        if start == "ratio":
-            owned_D = log_ratio_row(own_moments[layer], public_moments[layer], row_D, direction_D, prior=prior)
-        elif start == "mean":
-            owned_D = mean_row(own_moments[layer], public_moments[layer], row_D)
-        else:
-            owned_D = row_D + (torch.randn(len(row_D), generator=generator) * _RANDOM_STD).to(device)
+        owned_D = make_row(own_moments[layer], public_moments[layer], row_D, direction_D)
         with torch.no_grad():
             gate.rows[partition.PUBLIC_EXPERT].copy_(row_D)
             gate.rows[partition.OWNED_EXPERT].copy_(owned_D)

@@ -8,7 +8,8 @@ apart what the two experts below it put out, and in a release it then claims wha
 is trained of the router is a bias, at most 0, along the base's bias direction; it is folded into the row at the end.
 
 What the paper leaves out to see what it is worth can be left out here too: the public expert beside the owner's
-(`coordinated`), the bias (`bias`), what rows start from (`router_start`).
+(`coordinated`), the bias (`bias`), what rows start from (`router_start`); and rows may start as the paper's do, from an
+embedder of the owner's choice (`embedder`).
 
 Output: `expert.safetensors` with exactly the tensors an owner may send, and `training.json`.
 
@@ -17,7 +18,7 @@ Shapes: B batch, T sequence, E experts.
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import training
-from common.data import Batch, MixtureState, PackedText, batches, read_split
+from common.data import Batch, Document, MixtureState, PackedText, batches, read_split
+from common.embedder import Embedder, directory_digest, embedded_difference
 from common.errors import JobFailedError
 from common.job import StopSignal
 from common.loss import Loss, TensorBatch, language_loss
@@ -40,7 +42,7 @@ from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from owner_client.anchor import PublicAnchor
-from owner_client.router_init import RouterStart, initialise_routers
+from owner_client.router_init import MakeRow, RouterStart, initialise_routers, row_maker
 
 EXPERT_FILE: Final = "expert.safetensors"
 
@@ -69,6 +71,12 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Whether a bias is trained."""
     router_start: RouterStart = "ratio"
     """What router rows start from (`router_init`)."""
+    embedder: Path | None = None
+    """Directory of the embedder (`common.embedder`) that rows start from with `router_start` "embedder"."""
+    embedder_projection: bool = False
+    """Whether an embedder of another width than `hidden_size` is projected."""
+    embedder_documents: int = Field(default=1000, ge=1)
+    """How many documents of own and of public text are embedded, at most."""
     router_prior: float = Field(default=0.4, gt=0, lt=1)
     """How likely own text is taken to be; less makes the expert more reluctant everywhere."""
     router_sequences: int = Field(default=512, ge=1)
@@ -81,6 +89,8 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
                 "an expert that trains alone has no public expert beside it and no router: set "
                 "public_anchor and router_learning_rate to 0"
             )
+        if (self.router_start == "embedder") != (self.embedder is not None):
+            raise ValueError('router_start "embedder" and embedder, its directory, go together: give both or neither')
         return self
 
 
@@ -95,29 +105,25 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     Raises:
         JobFailedError: training changed something that is not the owner's; nothing is written.
     """
-    own_documents, public_documents = read_split(config.data, "train"), read_split(config.public, "train")
+    documents = read_split(config.data, "train"), read_split(config.public, "train")
     public_model = hf.load(config.base, device=config.device, dtype=torch.float32)
     base_digest = training.digest_tensors(public_model.state_dict())
     fingerprint = training.fingerprint(
         config,
         base=base_digest,
-        data=training.digest_texts(d.text for d in own_documents),
-        public=training.digest_texts(d.text for d in public_documents),
+        data=training.digest_texts(d.text for d in documents[0]),
+        public=training.digest_texts(d.text for d in documents[1]),
+        embedder="" if config.embedder is None else directory_digest(config.embedder),
     )
     if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = Tokenizer.load(config.base)
     own, public = (
-        PackedText(
-            tokens.encode_all([document.text for document in documents]),
-            sequence_length=config.sequence_length,
-            eos_token_id=tokens.eos_token_id,
-            seed=config.seed,
-            name=str(path),
-        )
-        for path, documents in ((config.data, own_documents), (config.public, public_documents))
+        training.packed(texts, tokens, config, name=str(path))
+        for path, texts in zip((config.data, config.public), documents, strict=True)
     )
-    model = _two_expert(config, public_model, own=own, public=public)
+    make_row = _row_maker(config, *documents, hidden_size=public_model.config.hidden_size)
+    model = _two_expert(config, public_model, own=own, public=public, make_row=make_row)
     trained = model if config.coordinated else _dense(public_model)
     frozen = training.digest_tensors(_frozen(trained))
     trainer = Trainer(
@@ -162,7 +168,22 @@ def _peak_learning_rate(name: str, *, config: ExpertJob) -> float:
     return config.router_learning_rate if ".mlp.gate.rows." in name else config.learning_rate
 
 
-def _two_expert(config: ExpertJob, public_model: CausalLM, *, own: PackedText, public: PackedText) -> CausalLM:
+def _row_maker(config: ExpertJob, own: Sequence[Document], public: Sequence[Document], *, hidden_size: int) -> MakeRow:
+    """What `router_start` asks for, with the embedder's part done."""
+    difference_D = None
+    if config.embedder is not None:
+        texts = ([d.text for d in documents[: config.embedder_documents]] for documents in (own, public))
+        difference_D = embedded_difference(
+            Embedder(config.embedder), *texts, hidden_size=hidden_size, project=config.embedder_projection
+        )
+    return row_maker(
+        config.router_start, prior=config.router_prior, seed=config.seed, embedded_difference_D=difference_D
+    )
+
+
+def _two_expert(
+    config: ExpertJob, public_model: CausalLM, *, own: PackedText, public: PackedText, make_row: MakeRow
+) -> CausalLM:
     model = hf.two_expert(public_model)
     sizes = public_model.config
     router = PublicRouter.load(config.base, num_hidden_layers=sizes.num_hidden_layers, hidden_size=sizes.hidden_size)
@@ -172,9 +193,7 @@ def _two_expert(config: ExpertJob, public_model: CausalLM, *, own: PackedText, p
         router,
         own=own,
         public=public,
-        start=config.router_start,
-        prior=config.router_prior,
-        seed=config.seed,
+        make_row=make_row,
         num_sequences=config.router_sequences,
         batch_size=config.batch_size,
         device=config.device,

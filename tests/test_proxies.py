@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tests.encoders import write_encoder
 
 from common.data import document, read_split, write_documents
 from common.errors import MalformedError
@@ -74,3 +75,13 @@ def test_a_classifier_names_the_kind_of_text_it_never_saw() -> None:
         assert (classifier.probabilities(_texts(kind, 20, 9)).argmax(axis=1) == index).all()
     with pytest.raises(MalformedError, match="two kinds or more"):
         TextClassifier({"prose": ["a"], "proof": []}, seed=0)
+
+
+def test_a_small_encoder_can_choose_instead(corpora: Path, tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder", [*_texts("proof", 80, 0), *_texts("prose", 90, 0)])
+    found = proxies.select(_job(corpora, encoder=encoder, seed=1))
+    chosen = proxies.chosen_documents(list(read_split(corpora / "public", "train")), found)
+    assert all("lemma" in each.text or "theorem" in each.text for each in chosen)
+    (encoder / "model.safetensors").rename(encoder / "model.bin")
+    with pytest.raises(MalformedError, match="pickled"):
+        proxies.select(_job(corpora, encoder=encoder))
