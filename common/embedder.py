@@ -1,4 +1,4 @@
-"""A local embedder of text: a directory in the layout of sentence-transformers, read without network and code of its own.
+"""A local embedder of text, in the layout of sentence-transformers; read without network and without code of its own.
 
 The paper starts router rows from an off-the-shelf embedder as wide as the model (arXiv 2507.07024, section 3.3.2). One
 of another width is projected by a matrix that is the same for every owner and is stated here: entry (i, j) is

@@ -1,4 +1,4 @@
-"""Encoders in miniature: real directories of transformers and of sentence-transformers, with weights drawn at random."""
+"""Encoders in miniature: directories of transformers and of sentence-transformers, with weights drawn at random."""
 
 from pathlib import Path
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.encoders import write_encoder
 
 from common.data import document, read_split, write_documents
 from common.errors import MalformedError
 from common.text_classifier import TextClassifier
 from owner_client import proxies
 from owner_client.proxies import ProxyJob
+from tests.encoders import write_encoder
 
 WORDS = {
     "prose": ["the", "old", "river", "house", "road", "people", "walked", "slowly", "over", "green", "hills"],
