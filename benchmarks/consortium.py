@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -258,9 +259,54 @@ class Consortium:
         bits, shares = self.scores[key]  # type: ignore[misc]
         return Scores(bits, tuple(tuple(layer) for layer in shares))
 
+    def cost(self, models: Sequence[Path]) -> dict[str, float]:
+        """What a token costs: parameters that work on it, in all `models`, and time over that of the public model."""
+        loaded = [hf.load(path, device=self.sizes.device) for path in models]
+        return {
+            "active_parameters": sum(active_parameters(model) for model in loaded),
+            "time_per_token": self._seconds(loaded) / self._seconds([hf.load(self.base(), device=self.sizes.device)]),
+        }
+
+    def _seconds(self, models: Sequence[CausalLM]) -> float:
+        """For one batch of public text through all `models`, the median of several times."""
+        windows = self.domain(PUBLIC).windows
+        ids_BT = torch.from_numpy(windows.input_ids_WT[:8]).to(self.sizes.device)
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(7):
+                started = time.perf_counter()
+                for model in models:
+                    model(ids_BT).logits_BTV.sum().item()
+                seconds.append(time.perf_counter() - started)
+        return sorted(seconds)[len(seconds) // 2]
+
     def nats(self, model: Path, domain: Domain) -> Nats:
         """Losses of every token of a domain."""
         return token_nats(hf.load(model, device=self.sizes.device), domain, batch_size=8)
+
+
+def expert_steps_in_full_steps(sizes: Sizes) -> float:
+    """How many steps of training a whole top-2 mixture cost as many multiplications as one owner's training.
+
+    Per token a parameter costs one multiplication forwards, one backwards to its input, and one for its own gradient;
+    an owner leaves out the last but for its own feed-forwards (that nothing below the first layer needs a gradient is
+    not counted in its favour).
+    """
+    attention = 4 * sizes.hidden_size**2 * sizes.num_hidden_layers
+    feed_forward = 3 * sizes.hidden_size * sizes.intermediate_size * sizes.num_hidden_layers
+    active = attention + sizes.vocab_size * sizes.hidden_size + 2 * feed_forward
+    return sizes.expert_steps * (2 * active + feed_forward) / (3 * active)
+
+
+def active_parameters(model: CausalLM) -> int:
+    """How many parameters work on a token: all but the embeddings it does not look up and the experts not chosen."""
+    config = model.config
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    asleep = (config.vocab_size - 1) * config.hidden_size
+    if config.num_experts:
+        expert = 3 * config.hidden_size * config.intermediate_size
+        asleep += config.num_hidden_layers * (config.num_experts - config.num_experts_per_tok) * expert
+    return everything - asleep
 
 
 def with_top_k(model: CausalLM, top_k: int) -> CausalLM:

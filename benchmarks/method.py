@@ -11,21 +11,22 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks import method_report
-from benchmarks.consortium import MIXED, PUBLIC, Consortium, Sizes
+from benchmarks.consortium import MIXED, PUBLIC, Consortium, Sizes, expert_steps_in_full_steps
 from benchmarks.machine import describe
 from common import data
 from common.data import write_documents
 from common.ensemble import document_losses, mixture_bits_per_byte, weigh
-from common.model import hf
+from common.model import hf, partition
 from common.text_classifier import TextClassifier
 from coordinator.combine.soup import likelihood_weights, soup
 from coordinator.combine.upcycle import upcycle
@@ -63,12 +64,25 @@ _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Row = dict[str, float]
 """Bits per byte by domain, `mixed` among them."""
 
+ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
+    "no bias": {"bias": False},
+    "rows: mean hidden states": {"router_start": "mean", "router_learning_rate": 1e-3},
+    "rows: random": {"router_start": "random", "router_learning_rate": 1e-3},
+    "rows trained": {"router_learning_rate": 1e-3},
+    "no public anchor": {"public_anchor": 0.0},
+    "no negatives": {"negative_share": 0.0, "public_anchor": 0.0},
+    "no coordination": {"coordinated": False, "public_anchor": 0.0},
+}
+
 
 @dataclass
 class Study:
     """All systems over one consortium."""
 
     world: Consortium
+    say: Callable[[str], None] = lambda what: None
+    table: dict[str, Row] = field(default_factory=dict)
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def domains(self) -> list[str]:
@@ -78,6 +92,67 @@ class Study:
     def row(self, model: Path) -> Row:
         """A model's bits per byte."""
         return {name: self.world.score(model, name).bits_per_byte for name in self.domains}
+
+    def add(self, name: str, model: Path) -> None:
+        """Measure a system that is one model."""
+        self.table[name], self.cost[name] = self.row(model), self.world.cost([model])
+
+    # The study, in the order of its rows
+
+    def own_systems(self) -> tuple[list[Path], list[Path]]:
+        """The public model, the release without and with router training; the experts and each owner's own model."""
+        world = self.world
+        self.say("public model")
+        self.add("public", world.base())
+        self.say("experts")
+        experts = world.experts()
+        alone = self.alone(experts)
+        self.say("release")
+        self.add("release", world.release(experts))
+        for owner, path in alone.items():
+            self.add(f"own: {owner}", path)
+        self.say("router training")
+        self.add("release+rt", self.router_trained(experts))
+        return experts, [world.base(), *alone.values()]
+
+    def other_systems(self, coordinated: Sequence[Path]) -> None:
+        """Everything a release is compared with, but training on all data."""
+        world = self.world
+        self.say("dense experts")
+        dense = world.dense()
+        for owner, path in zip(world.owners, dense, strict=True):
+            self.add(f"dense: {owner}", path)
+        self.say("soups, ensembles")
+        for name, path in self.soups(dense).items():
+            self.add(name, path)
+        for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
+            rows = self.ensemble(models, top_k=2)
+            self.table |= dict(zip((f"BTM, {kind}", f"classifier, {kind}"), rows, strict=True))
+            # Which models weigh something is known once all have read the text; a classifier knows before.
+            self.cost[f"BTM, {kind}"], self.cost[f"classifier, {kind}"] = world.cost(models), world.cost(models[1:2])
+        self.say("BTX")
+        self.add("BTX", self.btx(dense))
+
+    def all_data(self, times: int) -> None:
+        """The mixture that had all data."""
+        self.say(f"unrestricted mixture, {times}x")
+        self.add(f"unrestricted {times}x", self.unrestricted(times))
+
+    def ablations(self) -> None:
+        """Releases of experts that were trained with something left out."""
+        self.say("ablations")
+        for name in self.world.sizes.ablations or ABLATIONS:
+            self.add(name, self.world.release(self.world.experts(**ABLATIONS[name])))
+
+    def leaving(self, experts: Sequence[Path]) -> dict[str, Row]:
+        """The release without each owner in turn; it is checked to be the rest of the release, bit by bit."""
+        self.say("opt-outs")
+        rows = {}
+        for index, owner in enumerate(self.world.owners):
+            left = self.world.release([expert for i, expert in enumerate(experts) if i != index])
+            check_only_left(self.world.release(experts), left, expert=1 + index)
+            rows[owner] = self.row(left)
+        return rows
 
     # The consortium's own systems
 
@@ -135,14 +210,15 @@ class Study:
                            learning_rate=world.sizes.dense_learning_rate)  # fmt: skip
 
     def unrestricted(self, times: int) -> Path:
-        """One mixture trained on everybody's text, on as many tokens as all owners together, or so many times more."""
+        """One mixture trained on everybody's text, with the arithmetic of all owners' training, or so many times it."""
         world = self.world
         count = 1 + len(world.owners)
         start = upcycle([hf.load(world.base())] * count, num_experts_per_tok=2, seed=world.seed)
         kept = world.keep("unrestricted-start", count, start)
         sources = {name: world.corpora() / name for name in (PUBLIC, *world.owners)}
-        return world.tuned(f"unrestricted-{times}x", kept, sources, learning_rate=world.sizes.dense_learning_rate,
-                           steps=times * len(world.owners) * world.sizes.expert_steps)  # fmt: skip
+        steps = round(times * len(world.owners) * expert_steps_in_full_steps(world.sizes))
+        rate = world.sizes.dense_learning_rate
+        return world.tuned(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
 
     def ensemble(self, models: Sequence[Path], *, top_k: int) -> tuple[Row, Row]:
         """Rows of BTM over `models`, and of one model a document chosen by a classifier of domains."""
@@ -186,75 +262,71 @@ class Study:
         return TextClassifier(texts, seed=self.world.seed)
 
 
-def study(world: Consortium, *, everything: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """All figures of one seed."""
-    sizes, owners, it = world.sizes, world.owners, Study(world)
-    say("public model")
-    base = world.base()
-    say("experts")
-    experts = world.experts()
-    say("release")
-    release = world.release(experts)
-    alone = it.alone(experts)
-    table: dict[str, Row] = {"public": it.row(base), "release": it.row(release)}
-    own_rows = {owner: it.row(path) for owner, path in alone.items()}
-    table |= {f"own: {owner}": row for owner, row in own_rows.items()}
-    say("router training")
-    tuned = it.router_trained(experts)
-    table["release+rt"] = it.row(tuned)
-    say("dense experts")
-    dense = world.dense()
-    table |= {f"dense: {owner}": it.row(path) for owner, path in zip(owners, dense, strict=True)}
-    say("soups, ensembles")
-    table |= {name: it.row(path) for name, path in it.soups(dense).items()}
-    top_k = 2
-    table["BTM, dense"], table["classifier, dense"] = it.ensemble([base, *dense], top_k=top_k)
-    coordinated = [base, *alone.values()]
-    table["BTM, coordinated"], table["classifier, coordinated"] = it.ensemble(coordinated, top_k=top_k)
-    say("BTX")
-    table["BTX"] = it.row(it.btx(dense))
-    say("unrestricted mixture")
-    table["unrestricted 1x"] = it.row(it.unrestricted(1))
-    if everything:
-        table["unrestricted 2x"] = it.row(it.unrestricted(2))
-        say("ablations")
-        for name in sizes.ablations or ABLATIONS:
-            table[name] = it.row(world.release(world.experts(**ABLATIONS[name])))
-    say("opt-outs")
-    without = {
-        owner: it.row(world.release([e for o, e in zip(owners, experts, strict=True) if o != owner]))
-        for owner in owners
-    }
+def study(world: Consortium, *, is_first: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """All figures of one seed; what takes longest is measured with the first seed alone."""
+    it, owners = Study(world, say), world.owners
+    everything = len(owners) <= 3
+    experts, coordinated = it.own_systems()
+    it.other_systems(coordinated)
+    if everything or is_first:
+        it.all_data(1)
+    if everything and is_first:
+        it.all_data(2)
+        it.ablations()
+    left = it.leaving(experts)
+    table, release = it.table, world.release(experts)
+    own = {owner: table[f"own: {owner}"] for owner in owners}
     ks = sorted({k for k in (1, 2, 3, 4, len(owners) + 1) if k <= len(owners) + 1})
     return {
         "table": table,
-        "merge_efficiency": {n: efficiency(table, own_rows, n) for n in ("release", "release+rt")},
+        "cost": it.cost,
+        "merge_efficiency": {n: efficiency(table, own, n) for n in ("release", "release+rt")},
         "public_cost": {n: table[n][PUBLIC] / table["public"][PUBLIC] - 1 for n in ("release", "release+rt")},
         "share_of_dense_gain": {
-            o: (table["public"][o] - own_rows[o][o]) / (table["public"][o] - table[f"dense: {o}"][o]) for o in owners
+            o: (table["public"][o] - own[o][o]) / (table["public"][o] - table[f"dense: {o}"][o]) for o in owners
         },
-        "opt_out": without,
+        "opt_out": left,
         "shares_per_layer": {name: world.score(release, name).shares_per_layer for name in it.domains},
         "top_k": {str(k): {name: world.score(release, name, top_k=k).bits_per_byte for name in it.domains} for k in ks},
-        "sizes": {key: value for key, value in vars(sizes).items() if key != "seeds"},
     }
 
 
-ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
-    "no bias": {"bias": False},
-    "rows: mean hidden states": {"router_start": "mean", "router_learning_rate": 1e-3},
-    "rows: random": {"router_start": "random", "router_learning_rate": 1e-3},
-    "rows trained": {"router_learning_rate": 1e-3},
-    "no public anchor": {"public_anchor": 0.0},
-    "no negatives": {"negative_share": 0.0, "public_anchor": 0.0},
-    "no coordination": {"coordinated": False, "public_anchor": 0.0},
-}
+def check_only_left(before: Path, after: Path, *, expert: int) -> None:
+    """Check that `after` is `before` without one expert and its router rows, bit by bit.
+
+    Raises:
+        AssertionError: something else differs.
+    """
+    old, new = hf.load(before), hf.load(after)
+    kept = [index for index in range(old.config.num_experts) if index != expert]
+    expected = {name: tensor for name, tensor in old.state_dict().items() if partition.owner_of(name) == "shared"}
+    for layer in range(old.config.num_hidden_layers):
+        for place, index in enumerate(kept):
+            expected[partition.router_row(layer, place)] = old.state_dict()[partition.router_row(layer, index)]
+            for projection in partition.PROJECTIONS:
+                name = partition.feed_forward(layer, index, projection)
+                expected[partition.feed_forward(layer, place, projection)] = old.state_dict()[name]
+    found = new.state_dict()
+    assert expected.keys() == found.keys(), f"{after}: other tensors than {before} without expert {expert}"
+    different = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
+    assert not different, f"{after}: {different[0]} is not as in {before}"
 
 
 def efficiency(table: Mapping[str, Row], own: Mapping[str, Row], system: str) -> Row:
     """(public - system) / (public - the owner's own model), by owner's domain."""
     public = table["public"]
     return {o: (public[o] - table[system][o]) / (public[o] - row[o]) for o, row in own.items()}
+
+
+MEANS: Final = ("table", "cost", "merge_efficiency", "public_cost", "share_of_dense_gain", "opt_out", "top_k")
+"""What is reported as a mean over seeds; a system that only the first seed has is reported as it is there."""
+
+
+def mean_over(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or by key of what has keys."""
+    if not isinstance(values[0], Mapping):
+        return sum(values) / len(values)
+    return {key: mean_over([value[key] for value in values if key in value]) for key in values[0]}
 
 
 def main() -> None:
@@ -272,19 +344,19 @@ def main() -> None:
     owners = tuple(arguments.owners or SETS[arguments.sets])
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     work = arguments.work or Path(".work") / name
+    numbers = arguments.seeds or sizes.seeds
     seeds = {}
-    for seed in arguments.seeds or sizes.seeds:
-        world = Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed)
+    for seed in numbers:
         seeds[str(seed)] = study(
-            world,
-            everything=len(owners) <= 3,
+            Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed),
+            is_first=seed == numbers[0],
             say=lambda what, seed=seed: print(f"seed {seed}: {what} ({time.monotonic() - started:.0f} s)", flush=True),
         )
-    first = seeds[str((arguments.seeds or sizes.seeds)[0])]
     result = {
         "benchmark": name,
         "machine": describe(),
-        **{key: first[key] for key in ("table", "merge_efficiency", "public_cost", "opt_out")},
+        "sizes": vars(sizes),
+        **{key: mean_over([each[key] for each in seeds.values()]) for key in MEANS},
         "seeds": seeds,
         "seconds": round(time.monotonic() - started, 1),
     }

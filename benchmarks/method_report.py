@@ -19,17 +19,35 @@ def markdown(result: Mapping[str, Any]) -> str:
     table = result["table"]
     owners = list(result["opt_out"])
     domains = list(table["public"])
-    lines = [f"# {result['benchmark']}", "", "Bits per byte; lower is better.", ""]
-    lines += [f"| system | mean of owners' | {' | '.join(domains)} |", "|---|" + "---:|" * (len(domains) + 1)]
+    seeds = result["seeds"]
+    lines = [
+        f"# {result['benchmark']}",
+        "",
+        f"Bits per byte, lower is better: the mean of {len(seeds)} seed(s), or as many as are given behind a system; ±",
+        "is half of what lies between them. Active parameters are in thousands, without embeddings that are not looked",
+        "up; time per token is over the public model's.",
+        "",
+        f"| system | owners' mean | {' | '.join(domains)} | active, k | time |",
+        "|---|" + "---:|" * (len(domains) + 3),
+    ]
     for name, row in table.items():
-        mean = sum(row[owner] for owner in owners) / len(owners)
-        lines.append(f"| {name} | {mean:.3f} | " + " | ".join(f"{row[domain]:.3f}" for domain in domains) + " |")
+        found = [each["table"][name] for each in seeds.values() if name in each["table"]]
+        means = [sum(each[owner] for owner in owners) / len(owners) for each in found]
+        cost = result["cost"][name]
+        lines.append(
+            f"| {name}{'' if len(found) == len(seeds) else f' ({len(found)} seed)'} | {sum(means) / len(means):.3f} "
+            f"± {(max(means) - min(means)) / 2:.3f} | "
+            + " | ".join(f"{row[domain]:.3f}" for domain in domains)
+            + f" | {cost['active_parameters'] / 1000:,.0f} | {cost['time_per_token']:.2f} |"
+        )
     lines += ["", "| | " + " | ".join(owners) + " | public cost |", "|---|" + "---:|" * (len(owners) + 1)]
     for name, row in result["merge_efficiency"].items():
         cost = 100 * result["public_cost"][name]
         lines.append(
             f"| merge efficiency, {name} | " + " | ".join(f"{row[o]:.3f}" for o in owners) + f" | {cost:+.2f}% |"
         )
+    shares = result["share_of_dense_gain"]
+    lines.append("| share of a dense expert's gain | " + " | ".join(f"{shares[o]:.3f}" for o in owners) + " | |")
     lines += ["", f"| without | {' | '.join(domains)} |", "|---|" + "---:|" * len(domains)]
     for owner, row in result["opt_out"].items():
         changes = (100 * (row[domain] / table["release"][domain] - 1) for domain in domains)

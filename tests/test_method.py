@@ -5,14 +5,19 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.consortium import Consortium
-from benchmarks.method import PRESETS, efficiency
+from benchmarks.consortium import Consortium, active_parameters, expert_steps_in_full_steps
+from benchmarks.method import PRESETS, check_only_left, efficiency, mean_over
 from benchmarks.method_report import markdown
 from common.errors import MalformedError
+from common.model import hf, partition
+from common.model.config import ModelConfig
+from common.model.transformer import CausalLM
 from deploy import corpora
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +72,57 @@ def test_merge_efficiency_is_the_kept_share_of_what_an_owner_gained() -> None:
     assert efficiency(table, {"a": {"a": 1.5}}, "release") == {"a": pytest.approx(0.8)}
 
 
+def _keep_experts(model: CausalLM, kept: list[int], folder: Path) -> Path:
+    """The model with some of its experts, saved."""
+    state = model.state_dict()
+    smaller = CausalLM(model.config.with_experts(len(kept), 2))
+    for name, tensor in smaller.state_dict().items():
+        owner, source = partition.owner_of(name), name
+        if isinstance(owner, int):
+            source = name.replace(f".{owner}.", f".{kept[owner]}.") if ".experts." in name else (
+                name.rpartition(".")[0] + f".{kept[owner]}"
+            )  # fmt: skip
+        tensor.copy_(state[source])
+    hf.save(smaller, folder)
+    return folder
+
+
+def test_what_is_left_when_an_owner_leaves_is_checked_bit_by_bit(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = ModelConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32, eos_token_id=0
+    )
+    model = CausalLM(config.with_experts(4, 2), seed=3)
+    with torch.no_grad():
+        before = _keep_experts(model, [0, 1, 2, 3], tmp_path / "before")
+        after = _keep_experts(model, [0, 1, 3], tmp_path / "after")
+        check_only_left(before, after, expert=2)
+        with pytest.raises(AssertionError, match="is not as in"):
+            check_only_left(before, after, expert=1)
+        model.state_dict()[partition.router_row(0, 3)][5] += 1e-6
+        nudged = _keep_experts(model, [0, 1, 3], tmp_path / "nudged")
+        with pytest.raises(AssertionError, match=re.escape(partition.router_row(0, 2))):
+            check_only_left(before, nudged, expert=2)
+
+
+def test_means_are_over_the_seeds_that_have_a_system() -> None:
+    seeds = [{"release": {"a": 1.0}, "unrestricted 2x": {"a": 3.0}}, {"release": {"a": 2.0}}]
+    assert mean_over(seeds) == {"release": {"a": 1.5}, "unrestricted 2x": {"a": 3.0}}
+
+
+def test_parameters_that_work_on_a_token_leave_out_experts_that_were_not_chosen() -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = ModelConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32, eos_token_id=0
+    )
+    attention_and_norms = 2 * (4 * 16 * 16 + 4 * 16) + 16
+    dense = 300 * 16 + 16 + attention_and_norms + 2 * 3 * 16 * 32
+    assert active_parameters(CausalLM(config)) == dense
+    of_four, of_two = (active_parameters(CausalLM(config.with_experts(count, 2))) for count in (4, 2))
+    assert of_two == dense + 2 * (3 * 16 * 32 + 2 * 16)
+    assert of_four == of_two + 2 * 2 * 16
+
+
 def test_owners_that_cannot_be_told_apart_are_refused(text: Path, tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="a name of its own"):
         Consortium(tmp_path, text, ("code", "code"), PRESETS["smoke"], 0).corpora()
@@ -75,3 +131,9 @@ def test_owners_that_cannot_be_told_apart_are_refused(text: Path, tmp_path: Path
         (tmp_path / "data" / name).symlink_to(text / source)
     with pytest.raises(MalformedError, match="b and a have the same text"):
         Consortium(tmp_path / "work", tmp_path / "data", ("a", "b"), PRESETS["smoke"], 0).corpora()
+
+
+def test_an_owners_step_costs_less_than_one_of_a_whole_mixture() -> None:
+    sizes = replace(PRESETS["smoke"], hidden_size=10, intermediate_size=100, num_hidden_layers=1, vocab_size=300)
+    # 400 of attention, 3,000 of the head, 3,000 in each of two experts: 9,400 forwards and as many backwards.
+    assert expert_steps_in_full_steps(sizes) == pytest.approx(sizes.expert_steps * (18_800 + 3_000) / 28_200)
