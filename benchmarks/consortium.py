@@ -49,6 +49,7 @@ class Sizes:
     expert_learning_rate: float
     dense_learning_rate: float
     tuning_steps: int
+    router_learning_rate: float
     evaluated_bytes: int
     seeds: tuple[int, ...]
     train_bytes: int | None = None
@@ -194,6 +195,15 @@ class Consortium:
             shutil.rmtree(partial, ignore_errors=True)
             files = [path / "expert.safetensors" for path in experts]
             assemble(self.base(), files, num_experts_per_tok=top_k, output=partial)
+            partial.rename(folder)
+        return folder
+
+    def keep_corpus(self, name: str, train: Sequence[data.Document], validation: Sequence[data.Document]) -> Path:
+        """Documents as a corpus; where it is."""
+        folder = self.place(name, [[each.digest for each in part] for part in (train, validation)])
+        if not folder.exists():
+            partial = folder.with_name(folder.name + ".partial")
+            _write(partial, {"train": list(train), "validation": list(validation)})
             partial.rename(folder)
         return folder
 

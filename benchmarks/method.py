@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -24,14 +24,15 @@ from benchmarks import method_report
 from benchmarks.consortium import MIXED, PUBLIC, Consortium, Sizes, expert_steps_in_full_steps
 from benchmarks.machine import describe
 from common import data
-from common.data import write_documents
+from common.data import Document
 from common.ensemble import document_losses, mixture_bits_per_byte, weigh
+from common.files import write_atomic
 from common.model import hf, partition
 from common.text_classifier import TextClassifier
 from coordinator.combine.soup import likelihood_weights, soup
 from coordinator.combine.upcycle import upcycle
 from owner_client import proxies
-from owner_client.proxies import ProxyJob
+from owner_client.proxies import Proxies, ProxyJob
 
 SETS: Final = {
     4: ("math", "educational", "code"),
@@ -43,21 +44,27 @@ PRESETS: Final = {
     "smoke": Sizes(
         hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, vocab_size=512,
         sequence_length=64, batch_size=8, pretrain_steps=60, pretrain_learning_rate=6e-3, expert_steps=30,
-        expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, evaluated_bytes=8_000, seeds=(0,),
+        expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, router_learning_rate=1e-3,
+        evaluated_bytes=8_000, seeds=(0,),
         num_proxies=4, train_bytes=200_000, ablations=("no coordination",),
     ),
     "cpu": Sizes(
         hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, vocab_size=2048,
         sequence_length=256, batch_size=8, pretrain_steps=1600, pretrain_learning_rate=4e-3, expert_steps=600,
-        expert_learning_rate=6e-3, dense_learning_rate=3e-3, tuning_steps=200, evaluated_bytes=150_000, seeds=(0, 1),
+        expert_learning_rate=6e-3, dense_learning_rate=3e-3, tuning_steps=200, router_learning_rate=1e-3,
+        evaluated_bytes=150_000, seeds=(0, 1),
     ),
     "gpu": Sizes(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,
         sequence_length=512, batch_size=64, pretrain_steps=1200, pretrain_learning_rate=1e-3, expert_steps=300,
-        expert_learning_rate=6e-4, dense_learning_rate=3e-4, tuning_steps=60, evaluated_bytes=380_000, seeds=(0,),
+        expert_learning_rate=6e-4, dense_learning_rate=3e-4, tuning_steps=60, router_learning_rate=1e-3,
+        evaluated_bytes=380_000, seeds=(0,),
         device="cuda", precision="bfloat16",
     ),
 }  # fmt: skip
+
+_HELD_PROXIES: Final = 8
+"""One in so many is for validation."""
 
 _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -161,28 +168,38 @@ class Study:
         return {o: self.world.release([e]) for o, e in zip(self.world.owners, experts, strict=True)}
 
     def router_trained(self, experts: Sequence[Path]) -> Path:
-        """The release with its rows trained on public text and the owners' proxies (section 3.3.3)."""
-        world, public = self.world, self.world.corpora() / PUBLIC
-        sources = {PUBLIC: public}
-        documents = list(data.read_split(public, "train"))
+        """The release with its rows trained on public text and the owners' proxies (section 3.3.3).
+
+        One proxy in eight is kept for validation, beside as much public validation text: the best rows are those that
+        are best on all of it.
+        """
+        world, sizes = self.world, self.world.sizes
+        held = list(data.sample(data.read_split(world.corpora() / PUBLIC, "validation"), sizes.evaluated_bytes))
+        sources = {PUBLIC: world.corpora() / PUBLIC}
         for owner in world.owners:
-            job = ProxyJob(data=world.corpora() / owner, public=public, count=world.sizes.num_proxies,
-                           output=world.work / f"proxies-{owner}.json", seed=world.seed)  # fmt: skip
-            folder = world.place(f"proxies-{owner}", [world.corpora().name, job.count])
-            if not folder.exists():
-                chosen = proxies.chosen_documents(documents, proxies.select(job))
-                partial = folder.with_name(folder.name + ".partial")
-                partial.mkdir(exist_ok=True)
-                write_documents(partial / "train.jsonl.gz", chosen)
-                partial.rename(folder)
-            sources[f"proxies of {owner}"] = folder / "train.jsonl.gz"
+            documents = self.proxies(owner)
+            held += data.sample(documents[::_HELD_PROXIES], sizes.evaluated_bytes)
+            trained = [each for index, each in enumerate(documents) if index % _HELD_PROXIES]
+            sources[f"proxies of {owner}"] = world.keep_corpus(f"proxies-{owner}", trained, trained[:1])
         validation = {
-            "text": public,
-            "every_steps": max(1, world.sizes.tuning_steps // 10),
-            "max_bytes": world.sizes.evaluated_bytes,
+            "text": world.keep_corpus("proxies-held", trained, held),
+            "every_steps": max(1, sizes.tuning_steps // 10),
+            "max_bytes": sizes.evaluated_bytes * len(sources),
         }
         return world.tuned("release+rt", world.release(experts), sources, trained="routers",
-                           steps=world.sizes.tuning_steps, learning_rate=1e-3, validation=validation)  # fmt: skip
+                           steps=sizes.tuning_steps, learning_rate=sizes.router_learning_rate,
+                           validation=validation)  # fmt: skip
+
+    def proxies(self, owner: str) -> list[Document]:
+        """Public documents that look like the owner's, likeliest first."""
+        corpora, sizes = self.world.corpora(), self.world.sizes
+        job = ProxyJob(data=corpora / owner, public=corpora / PUBLIC, count=sizes.num_proxies,
+                       output=self.world.work / f"proxies-{owner}.json", seed=self.world.seed)  # fmt: skip
+        public = list(data.read_split(corpora / PUBLIC, "train"))
+        folder = self.world.place(f"chosen-{owner}", [corpora.name, job.count])
+        if not folder.exists():
+            write_atomic(folder, json.dumps(asdict(proxies.select(job))).encode())
+        return proxies.chosen_documents(public, Proxies(**json.loads(folder.read_text())))
 
     # Other ways of combining
 
