@@ -56,8 +56,9 @@ class Sizes:
     """At most so much text of each domain is trained on."""
     public_share: float = 0.1
     num_proxies: int = 150
-    negative_share: float = 0.25
-    public_anchor: float = 1.0
+    negative_share: float = 0.125
+    public_anchor: float = 2.0
+    router_sequences: int = 1024
     ablations: tuple[str, ...] = ()
     """Of these alone; of all by default."""
     device: str = "cpu"
@@ -145,6 +146,7 @@ class Consortium:
             "steps": sizes.pretrain_steps,
             "learning_rate": sizes.pretrain_learning_rate,
             "final_learning_rate_share": 0.05,
+            "router_sequences": sizes.router_sequences,
             "threads": _cores(),
         }
         return self.jobs([("coordinator.pretrain", "base", config)])[0]
@@ -159,6 +161,7 @@ class Consortium:
             "learning_rate": sizes.expert_learning_rate,
             "negative_share": sizes.negative_share,
             "public_anchor": sizes.public_anchor,
+            "router_sequences": sizes.router_sequences,
             **changes,
         }
         return self.jobs([("owner_client.train", f"expert-{o}", {**common, "data": corpora / o}) for o in self.owners])

@@ -49,10 +49,10 @@ PRESETS: Final = {
         num_proxies=4, train_bytes=200_000, ablations=("no coordination",),
     ),
     "cpu": Sizes(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, vocab_size=2048,
-        sequence_length=256, batch_size=8, pretrain_steps=1600, pretrain_learning_rate=4e-3, expert_steps=600,
-        expert_learning_rate=6e-3, dense_learning_rate=3e-3, tuning_steps=200, router_learning_rate=1e-3,
-        evaluated_bytes=150_000, seeds=(0, 1),
+        hidden_size=128, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=512,
+        sequence_length=192, batch_size=8, pretrain_steps=2400, pretrain_learning_rate=5e-3, expert_steps=400,
+        expert_learning_rate=4e-3, dense_learning_rate=2e-3, tuning_steps=200, router_learning_rate=1e-3,
+        evaluated_bytes=100_000, seeds=(0, 1), num_proxies=50,
     ),
     "gpu": Sizes(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,
@@ -77,7 +77,6 @@ ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
     "rows: random": {"router_start": "random", "router_learning_rate": 1e-3},
     "rows trained": {"router_learning_rate": 1e-3},
     "no public anchor": {"public_anchor": 0.0},
-    "no negatives": {"negative_share": 0.0, "public_anchor": 0.0},
     "no coordination": {"coordinated": False, "public_anchor": 0.0},
 }
 
