@@ -26,6 +26,7 @@ from benchmarks.machine import describe
 from common import data
 from common.data import Document
 from common.ensemble import document_losses, mixture_bits_per_byte, weigh
+from common.errors import NotFoundError
 from common.files import write_atomic
 from common.model import hf, partition
 from common.text_classifier import TextClassifier
@@ -62,9 +63,6 @@ PRESETS: Final = {
         device="cuda", precision="bfloat16",
     ),
 }  # fmt: skip
-
-_HELD_PROXIES: Final = 8
-"""One in so many is for validation."""
 
 _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -169,35 +167,45 @@ class Study:
     def router_trained(self, experts: Sequence[Path]) -> Path:
         """The release with its rows trained on public text and the owners' proxies (section 3.3.3).
 
-        One proxy in eight is kept for validation, beside as much public validation text: the best rows are those that
-        are best on all of it.
+        One proxy in four is kept for validation, beside as much public validation text: the best rows are those that
+        are best on all of it. An owner without proxies keeps its row.
         """
         world, sizes = self.world, self.world.sizes
-        held = list(data.sample(data.read_split(world.corpora() / PUBLIC, "validation"), sizes.evaluated_bytes))
-        sources = {PUBLIC: world.corpora() / PUBLIC}
-        for owner in world.owners:
-            documents = self.proxies(owner)
-            held += data.sample(documents[::_HELD_PROXIES], sizes.evaluated_bytes)
-            trained = [each for index, each in enumerate(documents) if index % _HELD_PROXIES]
-            sources[f"proxies of {owner}"] = world.keep_corpus(f"proxies-{owner}", trained, trained[:1])
-        validation = {
-            "text": world.keep_corpus("proxies-held", trained, held),
-            "every_steps": max(1, sizes.tuning_steps // 10),
-            "max_bytes": sizes.evaluated_bytes * len(sources),
+        found = {owner: self.proxies(owner) for owner in world.owners}
+        trained = {owner: [d for i, d in enumerate(documents) if i % 4] for owner, documents in found.items()}
+        held = [documents[::4] for documents in found.values() if documents]
+        held.append(list(data.read_split(world.corpora() / PUBLIC, "validation")))
+        room = min(sizes.evaluated_bytes, *(sum(len(d.text.encode()) for d in documents) for documents in held))
+        of_all = [each for documents in held for each in data.sample(documents, room)]
+        sources = {
+            f"proxies of {owner}": world.keep_corpus(f"proxies-{owner}", documents, documents[:1])
+            for owner, documents in trained.items()
+            if documents
         }
-        return world.tuned("release+rt", world.release(experts), sources, trained="routers",
+        public = world.corpora() / PUBLIC
+        validation = {
+            "text": world.keep_corpus("proxies-held", data.read_split(public, "train")[:50], of_all),
+            "every_steps": max(1, sizes.tuning_steps // 10),
+            "max_bytes": room * len(held),
+        }
+        kept = [1 + index for index, owner in enumerate(world.owners) if not trained[owner]]
+        return world.tuned("release+rt", world.release(experts), {PUBLIC: public, **sources}, trained="routers",
                            steps=sizes.tuning_steps, learning_rate=sizes.router_learning_rate,
-                           validation=validation)  # fmt: skip
+                           kept_rows=kept, validation=validation)  # fmt: skip
 
     def proxies(self, owner: str) -> list[Document]:
         """Public documents that look like the owner's, likeliest first."""
         corpora, sizes = self.world.corpora(), self.world.sizes
-        job = ProxyJob(data=corpora / owner, public=corpora / PUBLIC, count=sizes.num_proxies,
+        job = ProxyJob(data=corpora / owner, public=corpora / PUBLIC, count=sizes.num_proxies, min_score=0.5,
                        output=self.world.work / f"proxies-{owner}.json", seed=self.world.seed)  # fmt: skip
         public = list(data.read_split(corpora / PUBLIC, "train"))
         folder = self.world.place(f"chosen-{owner}", [corpora.name, job.count])
         if not folder.exists():
-            write_atomic(folder, json.dumps(asdict(proxies.select(job))).encode())
+            try:
+                found = proxies.select(job)
+            except NotFoundError:  # nothing public looks like this owner's text
+                found = Proxies([], [], 0.0)
+            write_atomic(folder, json.dumps(asdict(found)).encode())
         return proxies.chosen_documents(public, Proxies(**json.loads(folder.read_text())))
 
     # Other ways of combining
@@ -345,6 +353,21 @@ def mean_over(values: Sequence[Any]) -> Any:
     return {key: mean_over([value[key] for value in values if key in value]) for key in values[0]}
 
 
+class Stopwatch:
+    """Seconds that a study took, over all its lives: those of a life that was killed count up to its last stage."""
+
+    def __init__(self, work: Path) -> None:
+        self._file, self._started = work / "seconds.json", time.monotonic()
+        self._before = float(json.loads(self._file.read_text())) if self._file.exists() else 0.0
+
+    def lap(self) -> float:
+        """All seconds so far, kept."""
+        total = self._before + time.monotonic() - self._started
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._file, json.dumps(round(total, 1)).encode())
+        return total
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -355,18 +378,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where stages are kept (default: .work/method-<preset>-<sets>)")
     parser.add_argument("--seeds", type=int, nargs="*", help="instead of the preset's")
     arguments = parser.parse_args()
-    started = time.monotonic()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     owners = tuple(arguments.owners or SETS[arguments.sets])
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     work = arguments.work or Path(".work") / name
+    stopwatch = Stopwatch(work)
     numbers = arguments.seeds or sizes.seeds
     seeds = {}
     for seed in numbers:
         seeds[str(seed)] = study(
             Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed),
             is_first=seed == numbers[0],
-            say=lambda what, seed=seed: print(f"seed {seed}: {what} ({time.monotonic() - started:.0f} s)", flush=True),
+            say=lambda what, seed=seed: print(f"seed {seed}: {what} ({stopwatch.lap():.0f} s)", flush=True),
         )
     result = {
         "benchmark": name,
@@ -374,7 +397,7 @@ def main() -> None:
         "sizes": vars(sizes),
         **{key: mean_over([each[key] for each in seeds.values()]) for key in MEANS},
         "seeds": seeds,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(stopwatch.lap(), 1),
     }
     if arguments.preset != "smoke":
         method_report.write(result, Path(__file__).parent / "results" / name)

@@ -30,7 +30,7 @@ from common.evaluate import Domain, prepare, score
 from common.files import write_atomic
 from common.job import StopSignal
 from common.loss import language_loss
-from common.model import hf
+from common.model import hf, partition
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
@@ -66,12 +66,16 @@ class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
     """The Hugging Face directory to go on from."""
     sources: Annotated[dict[str, Source], Field(min_length=1)]
     trained: Literal["everything", "routers"] = "everything"
+    kept_rows: tuple[int, ...] = ()
+    """Experts whose router rows stay as they are; of owners without text of their kind among the sources."""
     validation: Validation | None = None
 
     @model_validator(mode="after")
     def _shares(self) -> "TuneJob":
         if abs(sum(source.share for source in self.sources.values()) - 1) > 1e-6:
             raise ValueError("the shares of the sources do not sum to 1")
+        if self.kept_rows and self.trained != "routers":
+            raise ValueError('kept_rows are for training routers; set trained to "routers"')
         return self
 
 
@@ -99,8 +103,7 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
         training.packed(documents[name], tokens, config, name=str(source.text))
         for name, source in config.sources.items()
     ]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = _TRAINED[config.trained] in name
+    _choose_trained(model, config)
     best = _Best(model, config, tokens)
     trainer = Trainer(
         model,
@@ -115,6 +118,19 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
     record = {"fingerprint": fingerprint, **best.restore(), **asdict(result), "config": config.model_dump(mode="json")}
     training.publish(config.output, partial(_write, model, tokens, record), checkpoint=config.checkpoint_folder)
     return record
+
+
+def _choose_trained(model: CausalLM, config: TuneJob) -> None:
+    """Have gradients computed for what is trained alone."""
+    if unknown := [index for index in config.kept_rows if not 0 <= index < model.config.num_experts]:
+        raise MalformedError(
+            f"kept_rows: no expert {unknown[0]} among the {model.config.num_experts} of {config.start}"
+        )
+    if len(set(config.kept_rows)) == model.config.num_experts > 0:
+        raise MalformedError("kept_rows: all rows are kept, so there is nothing to train; leave one out")
+    for name, parameter in model.named_parameters():
+        is_kept = _TRAINED["routers"] in name and partition.owner_of(name) in config.kept_rows
+        parameter.requires_grad = _TRAINED[config.trained] in name and not is_kept
 
 
 class _Best:

@@ -15,8 +15,8 @@ from typing import Final
 from pydantic import BaseModel, Field
 
 from common import data, job
-from common.data import Document
-from common.errors import MalformedError
+from common.data import Corpus, Document
+from common.errors import MalformedError, NotFoundError
 from common.files import write_atomic
 from common.text_classifier import TextClassifier
 from common.text_encoder import TextEncoder
@@ -33,7 +33,9 @@ class ProxyJob(BaseModel, frozen=True, extra="forbid"):
     public: Path
     """The public corpus; proxies are chosen from its train split."""
     count: int = Field(ge=1)
-    """How many public documents to choose."""
+    """How many public documents to choose, at most."""
+    min_score: float = Field(default=0.0, ge=0, le=1)
+    """How likely a document must be the owner's kind to be chosen."""
     output: Path
     encoder: Path | None = None
     """Directory of a small encoder to fine-tune for the choice; by default a light linear classifier chooses."""
@@ -57,6 +59,7 @@ def select(config: ProxyJob) -> Proxies:
 
     Raises:
         MalformedError: the public text has fewer documents than asked for, or a text cannot be read.
+        NotFoundError: none is likely enough to be the owner's kind.
     """
     own, public = data.read_corpus(config.data), data.read_corpus(config.public)
     if len(public.train) < config.count:
@@ -64,15 +67,35 @@ def select(config: ProxyJob) -> Proxies:
             f"{config.public}: {len(public.train)} public documents, and {config.count} proxies are asked for; "
             "ask for fewer or add public documents"
         )
-    # A document that is chosen is scored by a classifier that learned from it as public: ranks stay comparable, for
-    # that holds for all of them.
-    classifier = _classifier(config, {_OWN: _texts(own.train), _PUBLIC: _texts(public.train)})
-    column = classifier.kinds.index(_OWN)
-    scores = classifier.probabilities(_texts(public.train))[:, column]
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], public.train[index].digest))[: config.count]
-    held = [classifier.probabilities(_texts(part))[:, column] for part in (own.validation, public.validation)]
-    accuracy = (float((held[0] > 0.5).mean()) + float((held[1] <= 0.5).mean())) / 2
-    return Proxies([public.train[i].digest for i in order], [float(scores[i]) for i in order], accuracy)
+    scores, accuracy = _cross_fitted(config, own, public)
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index], public.train[index].digest))
+    chosen = [index for index in order[: config.count] if scores[index] >= config.min_score]
+    if not chosen:
+        raise NotFoundError(
+            f"no public document reaches a score of {config.min_score}, the best has {scores[order[0]]:.2f}; "
+            "ask for a lower one, or go without proxies: your router row then stays as it is"
+        )
+    return Proxies([public.train[i].digest for i in chosen], [scores[i] for i in chosen], accuracy)
+
+
+def _cross_fitted(config: ProxyJob, own: Corpus, public: Corpus) -> tuple[list[float], float]:
+    """How likely each public training document is the owner's kind, and the accuracy on held-out documents.
+
+    Each half of the public documents is scored by a classifier that learned from the other half: one that had learned
+    a document as public would say so.
+    """
+    halves = [range(0, len(public.train), 2), range(1, len(public.train), 2)]
+    scores, accuracies = [0.0] * len(public.train), []
+    for scored, learned in (halves, halves[::-1]):
+        seen = [public.train[index] for index in learned] or public.train
+        classifier = _classifier(config, {_OWN: _texts(own.train), _PUBLIC: _texts(seen)})
+        column = classifier.kinds.index(_OWN)
+        found = classifier.probabilities(_texts([public.train[index] for index in scored]))[:, column]
+        for index, score in zip(scored, found, strict=True):
+            scores[index] = float(score)
+        held = [classifier.probabilities(_texts(part))[:, column] for part in (own.validation, public.validation)]
+        accuracies.append((float((held[0] > 0.5).mean()) + float((held[1] <= 0.5).mean())) / 2)
+    return scores, sum(accuracies) / len(accuracies)
 
 
 def _classifier(config: ProxyJob, texts: dict[str, list[str]]) -> TextClassifier | TextEncoder:

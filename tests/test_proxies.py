@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from common.data import document, read_split, write_documents
-from common.errors import MalformedError
+from common.errors import MalformedError, NotFoundError
 from common.text_classifier import TextClassifier
 from owner_client import proxies
 from owner_client.proxies import ProxyJob
@@ -49,6 +49,17 @@ def test_the_chosen_are_the_public_documents_of_the_owners_kind(corpora: Path) -
     assert all("lemma" in each.text or "theorem" in each.text for each in chosen)
     assert found.scores == sorted(found.scores, reverse=True)
     assert found.accuracy > 0.8
+
+
+def test_what_is_not_likely_enough_is_not_chosen(corpora: Path) -> None:
+    """Although the public documents that look like proofs were all learned as public."""
+    found = proxies.select(_job(corpora, count=50, min_score=0.5))
+    chosen = proxies.chosen_documents(list(read_split(corpora / "public", "train")), found)
+    assert 5 < len(chosen) <= 10
+    assert all("lemma" in each.text or "theorem" in each.text for each in chosen)
+    write_documents(corpora / "public" / "train.jsonl", [document(text) for text in _texts("prose", 90, 0)])
+    with pytest.raises(NotFoundError, match=r"no public document reaches a score of 0\.9"):
+        proxies.select(_job(corpora, min_score=0.9))
 
 
 def test_what_is_written_names_public_documents_alone(corpora: Path) -> None:

@@ -61,6 +61,19 @@ def test_router_training_moves_the_rows_alone(mixture: Path, text: Path, tmp_pat
     assert changed == {partition.joined_router(layer) for layer in range(2)}
 
 
+def test_rows_of_owners_without_proxies_stay(mixture: Path, text: Path, tmp_path: Path) -> None:
+    _run(_config(mixture, tmp_path / "tuned", _own(text), trained="routers", kept_rows=[1]))
+    before, after = (load_file(place / "model.safetensors") for place in (mixture, tmp_path / "tuned"))
+    for name in (partition.joined_router(layer) for layer in range(2)):
+        same = [torch.equal(old, new) for old, new in zip(before[name], after[name], strict=True)]
+        assert same == [False, True, False]
+    for kept, message in (([3], "no expert 3 among the 3"), ([0, 1, 2], "nothing to train")):
+        with pytest.raises(MalformedError, match=message):
+            _run(_config(mixture, tmp_path / "other", _own(text), trained="routers", kept_rows=kept))
+    with pytest.raises(ValueError, match="kept_rows are for training routers"):
+        TuneJob.model_validate(_config(mixture, tmp_path / "other", _own(text), kept_rows=[1]))
+
+
 def test_a_dense_model_has_no_routers_to_train(base: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="has no routers to train; give a release"):
         _run(_config(base, tmp_path / "tuned", _own(text), trained="routers"))
