@@ -1,15 +1,16 @@
 """`concord coordinator`: what a consortium's admin does."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from common.cli import JsonOption, existing, new_app, reporting
 from common.config import describe, load_options
-from common.console import job_progress
+from common.console import Reporter, job_progress
 from common.errors import ConflictError, MalformedError
 from common.files import write_secret
 from common.jobs import run_job
@@ -69,9 +70,7 @@ def pretrain(
     """Train a small public model with its own tokenizer; `publish` it then. Interrupted, the same command goes on."""
     job = {**load_options(options), "public": existing(data), "output": existing(output)}
     with reporting(as_json) as reporter:
-        config_path = existing(output).with_name(f"{output.name}.job.json")
-        config_path.parent.mkdir(parents=True, exist_ok=True)
-        run_job("coordinator.pretrain", job, config_path=config_path, on_event=job_progress(reporter, "public model"))
+        _train("coordinator.pretrain", job, reporter, what="public model")
         reporter.step("public model trained")
         reporter.result({"base": str(existing(output))})
 
@@ -86,11 +85,17 @@ def tune(
     """Train a release's router rows, and nothing else, on public text. It makes a model to look at, not a release."""
     job = {**load_options(options), "start": existing(release), "output": existing(output), "trained": "routers"}
     with reporting(as_json) as reporter:
-        config_path = existing(output).with_name(f"{output.name}.job.json")
-        config_path.parent.mkdir(parents=True, exist_ok=True)
-        run_job("common.tune", job, config_path=config_path, on_event=job_progress(reporter, "router rows"))
+        _train("common.tune", job, reporter, what="router rows")
         reporter.step("router rows trained; every other tensor is the release's")
         reporter.result({"model": str(existing(output))})
+
+
+def _train(module: str, job: Mapping[str, Any], reporter: Reporter, *, what: str) -> None:
+    """Run a training job as a process; its configuration lies beside its output."""
+    output: Path = job["output"]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    config_path = output.with_name(f"{output.name}.job.json")
+    run_job(module, job, config_path=config_path, on_event=job_progress(reporter, what))
 
 
 @app.command()
