@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 from common.model import hf
 from common.model.config import ModelConfig
-from common.model.expert import EXPERT_NAME, ROUTER_NAME, expected_tensors
-from common.model.partition import PUBLIC_EXPERT, router_row
+from common.model.expert import EXPERT_NAME, ROUTER_NAME, expected_tensors, router_tensors
 from common.model.transformer import CausalLM
 from common.rpc.channel import listen, make_server
 from common.trust.invitation import Invitation
@@ -59,10 +58,7 @@ def write_base(directory: Path, *, seed: int = 0, sizes: ModelConfig = SIZES) ->
     directory.mkdir(parents=True)
     hf.save(CausalLM(sizes, seed=seed), directory)
     generator = torch.Generator().manual_seed(seed)
-    rows = {
-        router_row(layer, PUBLIC_EXPERT): torch.randn(sizes.hidden_size, generator=generator)
-        for layer in range(sizes.num_hidden_layers)
-    }
+    rows = {name: torch.randn(*spec.shape, generator=generator) for name, spec in router_tensors(sizes).items()}
     save_file(rows, directory / ROUTER_NAME, metadata={"format": "pt"})
     return directory
 

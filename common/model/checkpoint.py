@@ -259,15 +259,24 @@ def _is_finite(entry: TensorEntry) -> bool:
     return True
 
 
-def check_tensors(entries: Mapping[str, TensorEntry], *, expected: Mapping[str, TensorSpec]) -> None:
-    """Raise `MalformedError` unless exactly the expected tensors are there, each of the expected dtype and shape."""
+def check_tensors(
+    entries: Mapping[str, TensorEntry],
+    *,
+    expected: Mapping[str, TensorSpec],
+    whole: str = "an expert of this base",
+    remedy: str = "send only its expert's tensors",
+) -> None:
+    """Raise `MalformedError` unless exactly the expected tensors are there, each of the expected dtype and shape.
+
+    Messages call what they belong to `whole`, and say `remedy` where there are others.
+    """
     if extra := sorted(entries.keys() - expected.keys()):
-        raise MalformedError(f"{_some(extra)} must not be in an expert of this base; send only its expert's tensors")
+        raise MalformedError(f"{_some(extra)} must not be in {whole}; {remedy}")
     if absent := sorted(expected.keys() - entries.keys()):
-        raise MalformedError(f"{_some(absent)} is missing from the expert")
+        raise MalformedError(f"{_some(absent)} is missing from {whole}")
     for name, spec in expected.items():
         if entries[name].spec != spec:
-            raise MalformedError(f"tensor {name} is {entries[name].spec}; this base needs {spec}")
+            raise MalformedError(f"tensor {name} is {entries[name].spec}; {whole} needs {spec}")
 
 
 def _some(names: Sequence[str]) -> str:

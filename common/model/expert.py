@@ -7,7 +7,7 @@ from common.errors import MalformedError
 from common.files import read_required
 from common.model import checkpoint
 from common.model.config import ModelConfig
-from common.model.partition import PUBLIC_EXPERT, TensorSpec, expert_tensors, router_row
+from common.model.partition import PUBLIC_EXPERT, TensorSpec, bias_direction, dense_tensors, expert_tensors, router_row
 
 EXPERT_NAME: Final = "expert.safetensors"
 """The one file that an owner sends."""
@@ -49,11 +49,30 @@ def check_expert(path: Path, *, config: ModelConfig) -> None:
         raise MalformedError(f"tensor {bad} holds NaN or infinity; train again with a lower learning rate")
 
 
+def base_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+    """All tensors of a base with this config."""
+    return dense_tensors(
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        key_value_size=config.num_key_value_heads * config.head_dim,
+        dtype=_DTYPES[config.dtype],
+    )
+
+
+def router_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+    """All tensors of `router.safetensors`: per layer the public row and the direction that biases act along."""
+    layers = range(config.num_hidden_layers)
+    names = [name for layer in layers for name in (router_row(layer, PUBLIC_EXPERT), bias_direction(layer))]
+    return dict.fromkeys(names, TensorSpec(_DTYPES[config.dtype], (config.hidden_size,)))
+
+
 def check_base(directory: Path) -> ModelConfig:
     """The config of the base in `directory`.
 
     Raises:
-        MalformedError: not a dense OLMo 2 model, or without the public expert's router rows.
+        MalformedError: not exactly the tensors of a dense OLMo 2 model and its public router rows, or one not finite.
     """
     config = read_config(directory)
     if config.num_experts:
@@ -62,16 +81,17 @@ def check_base(directory: Path) -> ModelConfig:
         )
     if not (directory / ROUTER_NAME).is_file():
         raise MalformedError(f"{directory} has no {ROUTER_NAME}; make a base with: concord coordinator pretrain")
-    rows = checkpoint.read_header(directory / ROUTER_NAME)
-    for layer in range(config.num_hidden_layers):
-        name = router_row(layer, PUBLIC_EXPERT)
-        if name not in rows or rows[name].spec.shape != (config.hidden_size,):
-            raise MalformedError(f"{directory / ROUTER_NAME} has no row {name} of {config.hidden_size}")
-        if rows[name].spec.dtype != _DTYPES[config.dtype]:
-            raise MalformedError(
-                f"{directory / ROUTER_NAME}: {name} is {rows[name].spec.dtype}, the model {config.dtype}"
-            )
-    for tensors in (rows, checkpoint.read_checkpoint(directory)):
+    rows, weights = checkpoint.read_header(directory / ROUTER_NAME), checkpoint.read_checkpoint(directory)
+    checkpoint.check_tensors(
+        rows, expected=router_tensors(config), whole=ROUTER_NAME, remedy="make it with: concord coordinator pretrain"
+    )
+    checkpoint.check_tensors(
+        weights,
+        expected=base_tensors(config),
+        whole=f"the model that {CONFIG_NAME} describes",
+        remedy="save the model with the config it was trained with",
+    )
+    for tensors in (rows, weights):
         if (bad := checkpoint.first_not_finite(tensors)) is not None:
             raise MalformedError(f"{directory}: tensor {bad} holds NaN or infinity; a base must not")
     return config

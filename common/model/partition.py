@@ -55,6 +55,11 @@ def router_row(layer: int, expert: int) -> str:
     return f"model.layers.{layer}.mlp.gate.rows.{expert}"
 
 
+def bias_direction(layer: int) -> str:
+    """Name, in a base's `router.safetensors`, of the direction [hidden_size] that biases act along at `layer`."""
+    return f"model.layers.{layer}.mlp.gate.bias_direction"
+
+
 def joined_router(layer: int) -> str:
     """Name of the joined router at `layer`: [num_experts, hidden_size]."""
     return f"model.layers.{layer}.mlp.gate.weight"
@@ -85,3 +90,30 @@ def expert_tensors(
             tensors[feed_forward(layer, expert, projection)] = TensorSpec(dtype, shape)
         tensors[router_row(layer, expert)] = TensorSpec(dtype, (hidden_size,))
     return tensors
+
+
+def dense_tensors(
+    *,
+    num_hidden_layers: int,
+    hidden_size: int,
+    intermediate_size: int,
+    vocab_size: int,
+    key_value_size: int,
+    dtype: str,
+) -> dict[str, TensorSpec]:
+    """Every tensor of a public OLMo 2 model; `key_value_size` is num_key_value_heads times the size of a head."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab_size, hidden_size),
+        "model.norm.weight": (hidden_size,),
+        "lm_head.weight": (vocab_size, hidden_size),
+    }
+    for layer in range(num_hidden_layers):
+        attention = f"model.layers.{layer}.self_attn"
+        shapes |= {f"{attention}.{name}_proj.weight": (hidden_size, hidden_size) for name in "qo"}
+        shapes |= {f"{attention}.{name}_proj.weight": (key_value_size, hidden_size) for name in "kv"}
+        shapes |= {f"{attention}.q_norm.weight": (hidden_size,), f"{attention}.k_norm.weight": (key_value_size,)}
+        norms = (f"model.layers.{layer}.post_{part}_layernorm.weight" for part in ("attention", "feedforward"))
+        shapes |= dict.fromkeys(norms, (hidden_size,))
+        wide, narrow = (intermediate_size, hidden_size), (hidden_size, intermediate_size)
+        shapes |= {dense_feed_forward(layer, p): narrow if p == "down_proj" else wide for p in PROJECTIONS}
+    return {name: TensorSpec(dtype, shape) for name, shape in shapes.items()}

@@ -67,7 +67,7 @@ class PublicRouter:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise MalformedError(f"{path}: cannot be read ({error}); is this a public model's directory?") from error
-        names = [(partition.router_row(i, 0), bias_direction_name(i)) for i in range(num_hidden_layers)]
+        names = [(partition.router_row(i, 0), partition.bias_direction(i)) for i in range(num_hidden_layers)]
         if tensors.keys() != {name for pair in names for name in pair}:
             raise MalformedError(f"{path}: does not hold one row and one bias direction for {num_hidden_layers} layers")
         if wrong := next((name for name, tensor in tensors.items() if tensor.shape != (hidden_size,)), None):
@@ -76,12 +76,9 @@ class PublicRouter:
 
     def _named(self) -> dict[str, Tensor]:
         rows = {partition.router_row(i, partition.PUBLIC_EXPERT): row for i, row in enumerate(self.rows)}
-        return rows | {bias_direction_name(i): direction.clone() for i, direction in enumerate(self.bias_directions)}
-
-
-def bias_direction_name(layer: int) -> str:
-    """Name of the bias direction at `layer` in `router.safetensors`."""
-    return f"model.layers.{layer}.mlp.gate.bias_direction"
+        return rows | {
+            partition.bias_direction(i): direction.clone() for i, direction in enumerate(self.bias_directions)
+        }
 
 
 @torch.inference_mode()
