@@ -6,11 +6,16 @@ from typing import Annotated
 import typer
 
 from common.audit import Report, audit
+from common.audit_answers import ReleaseAnswer, about_owner, about_release, describe, removal
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
+from common.errors import VerificationError
 from common.files import read_required, write_atomic
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement
+
+PublicArgument = Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")]
+RootOption = Annotated[Path | None, typer.Option(help="The trusted root you were given out of band.")]
 
 app = new_app("Check a consortium's published files and log, trusting nobody.")
 
@@ -22,8 +27,8 @@ def group() -> None:
 
 @app.command()
 def verify(
-    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
-    root: Annotated[Path | None, typer.Option(help="The trusted root you were given out of band.")] = None,
+    public: PublicArgument,
+    root: RootOption = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File with the last checkpoint you saw; kept up to date.")
     ] = None,
@@ -49,8 +54,8 @@ def verify(
 
 @app.command()
 def log(
-    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
-    root: Annotated[Path | None, typer.Option(help="The trusted root you were given out of band.")] = None,
+    public: PublicArgument,
+    root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the log: who said what and when, entry by entry, as far as every signature and rule holds."""
@@ -63,6 +68,95 @@ def log(
         reporter.result({"audit": report.holds, "entries": entries if as_json else len(entries)})
     if not report.holds:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(help="Name of the release, such as release-1.")],
+    public: PublicArgument,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Who is in a release, by which consents, under which terms and until when; and why everybody else is not."""
+    with reporting(as_json) as reporter:
+        found = about_release(_holding(audit(existing(public), root=_trusted(root), log_alone=True)), name)
+        said = found.statement
+        reporter.step(f"{name} of line {said.line}, {said.issued_at} (entry {found.index}), over base {found.round}")
+        for member in found.members:
+            reporter.step(f"slot {member.slot}: {member.owner} {describe(member.grant)}")
+        for owner, reason in found.others.items():
+            reporter.step(f"not in it: {owner}, {reason}")
+        reporter.result(_release_fields(found) if as_json else {"release": name, "experts": len(found.members)})
+
+
+def _release_fields(found: ReleaseAnswer) -> dict[str, object]:
+    experts = [
+        {
+            "slot": member.slot,
+            "owner": member.owner,
+            "expert_digest": member.expert_digest,
+            "grant_index": member.grant_index,
+            "grant": member.grant.model_dump(mode="json", exclude_none=True),
+        }
+        for member in found.members
+    ]
+    said = found.statement
+    return {
+        "release": said.release,
+        "index": found.index,
+        "manifest_digest": said.manifest_digest,
+        "experts": experts,
+        "others": found.others,
+    }
+
+
+@app.command()
+def owner(
+    name: Annotated[str, typer.Argument(help="Name of the owner.")],
+    public: PublicArgument,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """All that an owner ever said, and the releases that hold its expert."""
+    with reporting(as_json) as reporter:
+        events, slots = about_owner(_holding(audit(existing(public), root=_trusted(root), log_alone=True)), name)
+        for event in events:
+            reporter.step(f"{event.index:>4}  {event.statement.issued_at}  {event.said}")
+        for held, slot in slots.items():
+            reporter.step(f"in {held}, slot {slot}")
+        entries = [_entry(event.index, event.statement) for event in events]
+        reporter.result(
+            {
+                "owner": name,
+                "entries": entries if as_json else len(entries),
+                "releases": slots if as_json else len(slots),
+            }
+        )
+
+
+@app.command("removal")
+def show_removal(
+    before: Annotated[str, typer.Argument(help="The release with the owner.")],
+    after: Annotated[str, typer.Argument(help="The release without.")],
+    public: PublicArgument,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that a release is another one without somebody's expert, and in nothing else different, byte by byte."""
+    with reporting(as_json) as reporter:
+        place = existing(public)
+        found = removal(place, _holding(audit(place, root=_trusted(root))), before, after)
+        for left, digest in found.left.items():
+            reporter.step(f"gone: {left}, expert {digest}")
+        reporter.step(f"as before: {', '.join(found.kept) or 'nobody else'}; {found.num_tensors} tensors compared")
+        reporter.result({"left": found.left, "kept": list(found.kept), "tensors": found.num_tensors})
+
+
+def _holding(report: Report) -> Report:
+    """The report of an audit that holds; nothing is answered from another one."""
+    if not report.holds:
+        raise VerificationError(report.findings[-1].found)
+    return report
 
 
 def _conclude(reporter: Reporter, report: Report) -> None:
