@@ -169,12 +169,10 @@ def _entries(log: Path, head: Checkpoint) -> list[bytes]:
 
 def _check_files(public: Path, history: History) -> int:
     """Step 7: every base and release directory holds exactly the files of the manifest that the log names."""
-    logged = {public / "base" / str(base.round): base.base_digest for base in history.bases.values()}
-    for name, release in history.releases.items():
-        logged[public / "releases" / name] = release.statement.manifest_digest
+    logged = logged_manifests(public, history)
     try:
         for directory, digest in logged.items():
-            _check_shown(directory, digest)
+            check_directory(directory, manifest=check_manifest(directory, digest))
         shown = [path for parent in ("base", "releases") for path in _subdirectories(public / parent)]
     except (ConcordError, OSError) as error:
         raise _failed(7, error) from error
@@ -182,6 +180,26 @@ def _check_files(public: Path, history: History) -> int:
     if unknown := [str(path) for path in shown if path not in logged]:
         raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
     return len(logged)
+
+
+def logged_manifests(public: Path, history: History) -> dict[Path, str]:
+    """The directories that the log says are published, and the digests of their manifests."""
+    bases = {public / "base" / str(base.round): base.base_digest for base in history.bases.values()}
+    return bases | {
+        public / "releases" / name: release.statement.manifest_digest for name, release in history.releases.items()
+    }
+
+
+def check_manifest(directory: Path, digest: str) -> Manifest:
+    """The manifest in a directory, which must be the one that the log names by `digest`.
+
+    Raises:
+        StepFailed: it is another one.
+    """
+    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
+    if manifest.digest != digest:
+        raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
+    return manifest
 
 
 def _check_objects(objects: Path) -> None:
@@ -195,13 +213,6 @@ def _check_objects(objects: Path) -> None:
 
 def _failed(step: int, error: Exception, *, of: str = "") -> StepFailed:
     return error if isinstance(error, StepFailed) else StepFailed(step, f"{of}{error}")
-
-
-def _check_shown(directory: Path, digest: str) -> None:
-    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
-    if manifest.digest != digest:
-        raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
-    check_directory(directory, manifest=manifest)
 
 
 def _subdirectories(parent: Path) -> Iterable[Path]:

@@ -7,14 +7,17 @@ import typer
 
 from common.audit import Report, audit
 from common.audit_answers import ReleaseAnswer, about_owner, about_release, describe, removal
+from common.audit_bundle import audit_bundle, export
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
-from common.errors import VerificationError
+from common.errors import MalformedError, VerificationError
 from common.files import read_required, write_atomic
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement
 
-PublicArgument = Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")]
+PublicArgument = Annotated[
+    Path, typer.Argument(help="The coordinator's public directory, a copy of it, or a bundle made by export.")
+]
 RootOption = Annotated[Path | None, typer.Option(help="The trusted root you were given out of band.")]
 
 app = new_app("Check a consortium's published files and log, trusting nobody.")
@@ -37,7 +40,7 @@ def verify(
     """Replay everything: signatures, proofs, consents, opt-outs, and every byte of every release. Exit 0 or 1."""
     trusted = _trusted(root)
     seen = checkpoint.read_bytes() if checkpoint and checkpoint.exists() else None
-    report = audit(existing(public), root=trusted, last_seen=seen)
+    report = _audit(public, trusted, last_seen=seen)
     with reporting(as_json) as reporter:
         for finding in report.findings:
             if finding.holds:
@@ -59,7 +62,7 @@ def log(
     as_json: JsonOption = False,
 ) -> None:
     """Print the log: who said what and when, entry by entry, as far as every signature and rule holds."""
-    report = audit(existing(public), root=_trusted(root))
+    report = _audit(public, _trusted(root), log_alone=True)
     with reporting(as_json) as reporter:
         for line in report.log_lines:
             reporter.step(line)
@@ -79,7 +82,7 @@ def release(
 ) -> None:
     """Who is in a release, by which consents, under which terms and until when; and why everybody else is not."""
     with reporting(as_json) as reporter:
-        found = about_release(_holding(audit(existing(public), root=_trusted(root), log_alone=True)), name)
+        found = about_release(_holding(_audit(public, _trusted(root), log_alone=True)), name)
         said = found.statement
         reporter.step(f"{name} of line {said.line}, {said.issued_at} (entry {found.index}), over base {found.round}")
         for member in found.members:
@@ -119,7 +122,7 @@ def owner(
 ) -> None:
     """All that an owner ever said, and the releases that hold its expert."""
     with reporting(as_json) as reporter:
-        events, slots = about_owner(_holding(audit(existing(public), root=_trusted(root), log_alone=True)), name)
+        events, slots = about_owner(_holding(_audit(public, _trusted(root), log_alone=True)), name)
         for event in events:
             reporter.step(f"{event.index:>4}  {event.statement.issued_at}  {event.said}")
         for held, slot in slots.items():
@@ -145,11 +148,38 @@ def show_removal(
     """Prove that a release is another one without somebody's expert, and in nothing else different, byte by byte."""
     with reporting(as_json) as reporter:
         place = existing(public)
+        if place.is_file():
+            raise MalformedError(f"{place}: a bundle holds no weights to compare; give the public directory")
         found = removal(place, _holding(audit(place, root=_trusted(root))), before, after)
         for left, digest in found.left.items():
             reporter.step(f"gone: {left}, expert {digest}")
         reporter.step(f"as before: {', '.join(found.kept) or 'nobody else'}; {found.num_tensors} tensors compared")
         reporter.result({"left": found.left, "kept": list(found.kept), "tensors": found.num_tensors})
+
+
+@app.command("export")
+def export_bundle(
+    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
+    output: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("concord-audit.zip"),
+    as_json: JsonOption = False,
+) -> None:
+    """Put the log, the trusted root and all manifests into one file, for an audit without a connection."""
+    with reporting(as_json) as reporter:
+        target = existing(output)
+        size = export(existing(public), target)
+        reporter.step(
+            f"{size} entries and every manifest are in {target}; check it with: concord audit verify {output}"
+        )
+        reporter.result({"bundle": str(target), "entries": size})
+
+
+def _audit(
+    public: Path, root: TrustedRoot | None, *, last_seen: bytes | None = None, log_alone: bool = False
+) -> Report:
+    place = existing(public)
+    if place.is_file():
+        return audit_bundle(place, root=root, last_seen=last_seen)
+    return audit(place, root=root, last_seen=last_seen, log_alone=log_alone)
 
 
 def _holding(report: Report) -> Report:

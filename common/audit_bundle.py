@@ -1,0 +1,126 @@
+"""The log, the trusted root and all manifests in one file: what an auditor needs who cannot reach the coordinator.
+
+A ZIP archive of the public directory's own paths, without weights. It proves everything about consents and who is in
+which release (steps 1 to 6), and which files each release is made of; the bytes of models need the files themselves.
+The same log exports to the same bytes. Reading is strict: names, number and sizes of members are checked before any is
+unpacked, and nothing but the expected paths is.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from common.audit import ROOT_NAME, Finding, Report, audit, check_manifest, logged_manifests
+from common.errors import ConcordError, MalformedError, TooLargeError
+from common.files import read_required
+from common.trust.manifest import MANIFEST_NAME
+from common.trust.note import Checkpoint, Note
+from common.trust.root import TrustedRoot
+from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, bundle_path, format_bundle, read_entries
+from common.trust.verify import StepFailed
+
+SUFFIX: Final = ".zip"
+MAX_MEMBER_BYTES: Final = 64 * 2**20
+MAX_TOTAL_BYTES: Final = 8 * 2**30
+
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
+_ALLOWED: Final = re.compile(
+    rf"{re.escape(ROOT_NAME)}|log/{CHECKPOINT_NAME}|log/tile/entries/(?:x[0-9]{{3}}/)*[0-9]{{3}}(?:\.p/[0-9]{{1,3}})?|"
+    rf"(?:base|releases)/[a-z0-9][a-z0-9._-]{{0,63}}/{re.escape(MANIFEST_NAME)}"
+)
+
+
+def export(public: Path, output: Path) -> int:
+    """Write what `public` says now as one file; returns the number of log entries in it.
+
+    Raises:
+        NotFoundError: `public` is no public directory.
+    """
+    members = dict(_members(public))
+    partial = output.with_name(f".{output.name}.partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(members):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), members[name], zipfile.ZIP_DEFLATED)
+    partial.replace(output)
+    return _size(members[f"log/{CHECKPOINT_NAME}"])
+
+
+def _members(public: Path) -> Iterator[tuple[str, bytes]]:
+    # The checkpoint first: entries that land meanwhile are of the next one.
+    checkpoint = read_required(public / "log" / CHECKPOINT_NAME, hint=_HINT)
+    yield f"log/{CHECKPOINT_NAME}", checkpoint
+    yield ROOT_NAME, read_required(public / ROOT_NAME, hint=_HINT)
+    entries = read_entries(lambda path: read_required(public / "log" / path, hint=_HINT), size=_size(checkpoint))
+    for start in range(0, len(entries), BUNDLE_ENTRIES):
+        bundle = entries[start : start + BUNDLE_ENTRIES]
+        yield f"log/{bundle_path(start // BUNDLE_ENTRIES, width=len(bundle))}", format_bundle(bundle)
+    for manifest in sorted([*public.glob(f"base/*/{MANIFEST_NAME}"), *public.glob(f"releases/*/{MANIFEST_NAME}")]):
+        yield str(manifest.relative_to(public)), manifest.read_bytes()
+
+
+def _size(checkpoint: bytes) -> int:
+    return Checkpoint.parse(Note.parse(checkpoint).text).size
+
+
+def unpack(bundle: Path, directory: Path) -> None:
+    """Unpack a bundle into an empty directory, where it is audited as a public directory without weights is.
+
+    Raises:
+        MalformedError: no bundle, or one with members that do not belong into it.
+        TooLargeError: it would unpack to more than a bundle may hold.
+    """
+    try:
+        with zipfile.ZipFile(bundle) as archive:
+            _check(bundle, archive.infolist())
+            for member in archive.infolist():
+                target = directory / member.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as stream:
+                    data = stream.read(member.file_size + 1)
+                if len(data) != member.file_size:
+                    raise MalformedError(f"{bundle}: {member.filename} is not as long as the archive says")
+                target.write_bytes(data)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise MalformedError(f"{bundle}: cannot be read as a bundle ({error}); export it again") from error
+
+
+def audit_bundle(bundle: Path, *, root: TrustedRoot | None = None, last_seen: bytes | None = None) -> Report:
+    """Steps 1 to 6 over a bundle, and of step 7 that its manifests are those that the log names.
+
+    Arguments and errors are those of `common.audit.audit` and of `unpack`.
+    """
+    with TemporaryDirectory(prefix="concord-audit-") as folder:
+        public = Path(folder)
+        unpack(bundle, public)
+        report = audit(public, root=root, last_seen=last_seen, log_alone=True)
+        if report.holds:
+            _check_manifests(public, report)
+    return report
+
+
+def _check_manifests(public: Path, report: Report) -> None:
+    try:
+        logged = logged_manifests(public, report.history)
+        for directory, digest in logged.items():
+            check_manifest(directory, digest)
+    except ConcordError as error:
+        found = str(error if isinstance(error, StepFailed) else StepFailed(7, str(error)))
+        report.findings.append(Finding(7, holds=False, found=found))
+    else:
+        report.found(7, f"{len(logged)} manifests as logged; a bundle holds no weights to compare with them")
+
+
+def _check(bundle: Path, members: list[zipfile.ZipInfo]) -> None:
+    names = [member.filename for member in members]
+    if strange := next((name for name in names if not _ALLOWED.fullmatch(name)), None):
+        raise MalformedError(f"{bundle}: {strange[:80]!r} does not belong into a bundle; export it again")
+    if len(set(names)) != len(names):
+        raise MalformedError(f"{bundle}: names a member twice; export it again")
+    if any(member.file_size > MAX_MEMBER_BYTES for member in members) or (
+        sum(member.file_size for member in members) > MAX_TOTAL_BYTES
+    ):
+        raise TooLargeError(f"{bundle}: unpacks to more than a bundle may hold")
