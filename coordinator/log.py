@@ -1,13 +1,13 @@
 """The transparency log in SQL: append, sign, prove, and the same content as static files.
 
 RFC 6962 tree in Go's stored-hash layout, C2SP checkpoints. A checkpoint is signed only for entries that are on disk
-already, and is itself on disk before anybody sees it. The static files follow C2SP `tlog-tiles` (entry bundles and the
-checkpoint), so any file server can carry them.
+already, and is itself on disk before anybody sees it. The static files follow C2SP `tlog-tiles` (hash tiles, entry
+bundles and the checkpoint), so any file server can carry them.
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from sqlalchemy import Connection, func, insert, select
@@ -17,7 +17,16 @@ from common.files import full_disk_is_unavailable, write_atomic
 from common.trust import merkle
 from common.trust.note import Checkpoint, Proof, SigningKey, open_checkpoint, sign
 from common.trust.statements import Statement
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, bundle_path, format_bundle
+from common.trust.tiles import (
+    BUNDLE_ENTRIES,
+    CHECKPOINT_NAME,
+    TILE_HASHES,
+    TILE_HEIGHT,
+    bundle_path,
+    format_bundle,
+    tile_path,
+    tiles_between,
+)
 from coordinator.store import Store, checkpoints, entries, hashes
 
 _READ_BATCH: Final = 500
@@ -70,14 +79,25 @@ class Log:
         published = self.published()
         if published is not None and published.size == size:
             return
-        first = (published.size if published else 0) // BUNDLE_ENTRIES
-        for bundle in range(first, -(-size // BUNDLE_ENTRIES)):
+        before = published.size if published else 0
+        for level, index, width in tiles_between(before, size):
+            self._publish_tile(connection, level, index, width)
+        for bundle in range(before // BUNDLE_ENTRIES, -(-size // BUNDLE_ENTRIES)):
             start, end = bundle * BUNDLE_ENTRIES, min(size, (bundle + 1) * BUNDLE_ENTRIES)
-            path = self._directory / bundle_path(bundle, width=end - start)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, format_bundle(_read_entries(connection, start, end)))
+            path = bundle_path(bundle, width=end - start)
+            self._write(path, format_bundle(_read_entries(connection, start, end)))
         self._directory.mkdir(parents=True, exist_ok=True)
         write_atomic(self._directory / CHECKPOINT_NAME, note)
+
+    def _publish_tile(self, connection: Connection, level: int, index: int, width: int) -> None:
+        first = index * TILE_HASHES
+        positions = [merkle.stored_hash_index(TILE_HEIGHT * level, first + i) for i in range(width)]
+        self._write(tile_path(level, index, width=width), b"".join(_reader(connection)(positions)))
+
+    def _write(self, path: PurePosixPath, data: bytes) -> None:
+        target = self._directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, data)
 
     def published(self) -> Checkpoint | None:
         """The checkpoint among the static files."""

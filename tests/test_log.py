@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import DatabaseError
 
 from common.errors import ConflictError, MalformedError, NotFoundError, UnavailableError, VerificationError
@@ -16,7 +16,7 @@ from common.trust.manifest import digest_of
 from common.trust.note import Checkpoint, SigningKey, open_checkpoint, sign
 from common.trust.root import TrustedRoot
 from common.trust.statements import ConsentRevoke, Statement, sign_statement
-from common.trust.tiles import read_entries
+from common.trust.tiles import read_entries, tile_path
 from common.trust.verify import check_receipt
 from coordinator.home import open_home
 from coordinator.log import Log
@@ -96,6 +96,61 @@ def test_what_is_published_is_what_is_held(sizes: list[int], store_and_log: tupl
         assert read == notes
         assert (head.size, head.root) == (size, _root_of(notes))
         assert (tmp_path / "log" / "checkpoint").read_bytes() == signed == log.checkpoint()
+
+
+@pytest.mark.parametrize("sizes", [[1], [256], [255, 256, 257], [3, 700], [70_000]])
+def test_hash_tiles_hold_the_tree(sizes: list[int], store_and_log: tuple[Store, Log], tmp_path: Path) -> None:
+    """Level 0 is the leaves' hashes, and every hash above is that of a whole tile below."""
+    store, log = store_and_log
+    done = 0
+    for size in sizes:
+        _append_many(store, done, size)
+        done = size
+        log.sign_head()
+    path, size = tmp_path / "log", sizes[-1]
+    below = _tile_hashes(path, 0, size)
+    assert _running(below) == open_checkpoint((path / "checkpoint").read_bytes(), log=KEY.verifier, origin=ORIGIN).root
+    for level in range(1, 4):
+        hashes_there = _tile_hashes(path, level, size)
+        whole = [_running(below[i : i + 256]) for i in range(0, len(below) - len(below) % 256, 256)]
+        assert hashes_there == whole
+        below = hashes_there
+
+
+def _tile_hashes(path: Path, level: int, size: int) -> list[bytes]:
+    """All hashes of a level, read from its tiles."""
+    count = size >> (8 * level)
+    data = b"".join(
+        (path / tile_path(level, index, width=min(256, count - 256 * index))).read_bytes()
+        for index in range(-(-count // 256))
+    )
+    return [data[i : i + 32] for i in range(0, len(data), 32)]
+
+
+def _running(leaf_hashes: list[bytes]) -> bytes:
+    running = merkle.RunningRoot()
+    for leaf_hash in leaf_hashes:
+        running.append(leaf_hash)
+    return running.root
+
+
+def _append_many(store: Store, start: int, end: int) -> None:
+    """Entries without a meaning, written as the log's own tables hold them."""
+    stored: list[bytes] = []
+    with store.transaction() as connection:
+        known = connection.execute(select(hashes.c.hash).order_by(hashes.c.position)).scalars()
+        stored += [bytes(value) for value in known]
+
+        def read(positions: Sequence[int]) -> list[bytes]:
+            return [stored[position] for position in positions]
+
+        for number in range(start, end):
+            stored += merkle.hashes_to_append(number, merkle.leaf_hash(b"%d" % number), read)
+            row = {"leaf_index": number, "note": b"%d" % number, "digest": f"{number}", "record_id": f"{number}"}
+            connection.execute(insert(entries).values(**row, type="none", party="archive", seq=number))
+        first = merkle.stored_hash_count(start)
+        rows = [{"position": position, "hash": stored[position]} for position in range(first, len(stored))]
+        connection.execute(insert(hashes), rows)
 
 
 def test_every_receipt_verifies(store_and_log: tuple[Store, Log]) -> None:

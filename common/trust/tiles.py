@@ -1,16 +1,21 @@
-"""The log as static files: C2SP `tlog-tiles` paths and entry bundles.
+"""The log as static files: C2SP `tlog-tiles` paths, hash tiles and entry bundles.
 
-An entry bundle holds 256 entries, each with its length as a big-endian 16-bit number; the last, unfinished one is
-published as a partial bundle, whose path says how many it holds.
+A tile of level L holds up to 256 hashes of the tree's level 8 L, so whoever reads the files makes any proof from a few
+of them. An entry bundle holds 256 entries, each with its length as a big-endian 16-bit number. The last, unfinished
+tile or bundle is published as a partial one, whose path says how many it holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
 from common.errors import MalformedError
 
 BUNDLE_ENTRIES: Final = 256
+TILE_HASHES: Final = 256
+TILE_HEIGHT: Final = 8
+"""Levels of the tree that a tile stands for."""
+MAX_LEVEL: Final = 63 // TILE_HEIGHT
 CHECKPOINT_NAME: Final = "checkpoint"
 
 
@@ -18,12 +23,32 @@ def bundle_path(index: int, *, width: int = BUNDLE_ENTRIES) -> PurePosixPath:
     """Path of entry bundle `index`, which holds `width` entries: `tile/entries/x001/234` or `tile/entries/000.p/7`."""
     if index < 0 or not 1 <= width <= BUNDLE_ENTRIES:
         raise ValueError(f"no entry bundle {index} of {width} entries")
+    return PurePosixPath(f"tile/entries/{_numbered(index, width)}")
+
+
+def tile_path(level: int, index: int, *, width: int = TILE_HASHES) -> PurePosixPath:
+    """Path of hash tile `index` of `level`, which holds `width` hashes: `tile/1/x001/234` or `tile/0/000.p/7`."""
+    if not 0 <= level <= MAX_LEVEL or index < 0 or not 1 <= width <= TILE_HASHES:
+        raise ValueError(f"no tile {index} of {width} hashes at level {level}")
+    return PurePosixPath(f"tile/{level}/{_numbered(index, width)}")
+
+
+def tiles_between(old_size: int, new_size: int) -> Iterator[tuple[int, int, int]]:
+    """Level, index and width of every hash tile that a log of `new_size` entries has and one of `old_size` has not."""
+    for level in range(MAX_LEVEL + 1):
+        old, new = old_size >> (TILE_HEIGHT * level), new_size >> (TILE_HEIGHT * level)
+        if old == new:
+            return  # nothing is new above, either
+        for index in range(old // TILE_HASHES, -(-new // TILE_HASHES)):
+            yield level, index, min(TILE_HASHES, new - index * TILE_HASHES)
+
+
+def _numbered(index: int, width: int) -> str:
     digits = f"{index:03d}"
     digits = digits.zfill(-(-len(digits) // 3) * 3)
     groups = [digits[start : start + 3] for start in range(0, len(digits), 3)]
     name = "/".join([*(f"x{group}" for group in groups[:-1]), groups[-1]])
-    suffix = "" if width == BUNDLE_ENTRIES else f".p/{width}"
-    return PurePosixPath(f"tile/entries/{name}{suffix}")
+    return name if width == TILE_HASHES else f"{name}.p/{width}"
 
 
 def format_bundle(entries: list[bytes]) -> bytes:

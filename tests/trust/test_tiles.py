@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import MalformedError
-from common.trust.tiles import BUNDLE_ENTRIES, bundle_path, format_bundle, parse_bundle, read_entries
+from common.trust.tiles import (
+    BUNDLE_ENTRIES,
+    bundle_path,
+    format_bundle,
+    parse_bundle,
+    read_entries,
+    tile_path,
+    tiles_between,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +33,43 @@ from common.trust.tiles import BUNDLE_ENTRIES, bundle_path, format_bundle, parse
 )
 def test_paths_are_those_of_the_specification(index: int, width: int, path: str) -> None:
     assert bundle_path(index, width=width) == PurePosixPath(path)
+
+
+@pytest.mark.parametrize(
+    ("level", "index", "width", "path"),
+    [
+        (0, 0, 256, "tile/0/000"),
+        (0, 0, 1, "tile/0/000.p/1"),
+        (1, 1234067, 256, "tile/1/x001/x234/067"),
+        (2, 7, 255, "tile/2/007.p/255"),
+    ],
+)
+def test_paths_of_hash_tiles_are_those_of_the_specification(level: int, index: int, width: int, path: str) -> None:
+    assert tile_path(level, index, width=width) == PurePosixPath(path)
+
+
+@pytest.mark.parametrize(("level", "index", "width"), [(-1, 0, 1), (8, 0, 1), (0, -1, 1), (0, 0, 0), (0, 0, 257)])
+def test_a_tile_that_cannot_be_has_no_path(level: int, index: int, width: int) -> None:
+    with pytest.raises(ValueError, match="no tile"):
+        tile_path(level, index, width=width)
+
+
+def _tiles(size: int) -> set[tuple[int, int, int]]:
+    """All tiles of a log of `size` entries, counted level by level."""
+    found, level, count = set(), 0, size
+    while count:
+        full, rest = divmod(count, 256)
+        found |= {(level, index, 256) for index in range(full)} | ({(level, full, rest)} if rest else set())
+        level, count = level + 1, count // 256
+    return found
+
+
+@given(st.integers(0, 70_000), st.integers(0, 70_000))
+def test_what_is_new_is_what_was_not_there(one: int, other: int) -> None:
+    old, new = sorted((one, other))
+    assert _tiles(new) - _tiles(old) == set(tiles_between(old, new)) - _tiles(old)
+    assert set(tiles_between(old, new)) <= _tiles(new)
+    assert list(tiles_between(new, new)) == []
 
 
 @pytest.mark.parametrize(("index", "width"), [(-1, 1), (0, 0), (0, 257)])
