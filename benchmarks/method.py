@@ -178,7 +178,7 @@ class Study:
         room = min(sizes.evaluated_bytes, *(sum(len(d.text.encode()) for d in documents) for documents in held))
         of_all = [each for documents in held for each in data.sample(documents, room)]
         sources = {
-            f"proxies of {owner}": world.keep_corpus(f"proxies-{owner}", documents, documents[:1])
+            f"proxies of {owner}": world.keep_corpus(f"proxies-{owner}", documents)
             for owner, documents in trained.items()
             if documents
         }
