@@ -29,6 +29,8 @@ from common.tokenizer import Tokenizer
 from coordinator.assembler import assemble
 
 PUBLIC = "public"
+UNSEEN = "public-unseen"
+"""Public text that the public model was not trained on."""
 MIXED = "mixed"
 
 
@@ -49,16 +51,23 @@ class Sizes:
     expert_learning_rate: float
     dense_learning_rate: float
     tuning_steps: int
+    router_steps: int
     router_learning_rate: float
     evaluated_bytes: int
     seeds: tuple[int, ...]
     train_bytes: int | None = None
     """At most so much text of each domain is trained on."""
     public_share: float = 0.1
-    num_proxies: int = 150
+    unseen_share: float = 0.4
+    """Of the public documents, so many are kept for negatives, proxies and router training."""
+    num_proxies: int = 600
+    """At most, of each owner."""
     negative_share: float = 0.125
     public_anchor: float = 2.0
+    router_prior: float = 0.4
     router_sequences: int = 1024
+    top_k: int = 2
+    """Experts a token, in the release and in every mixture and ensemble that it is measured against."""
     ablations: tuple[str, ...] = ()
     """Of these alone; of all by default."""
     device: str = "cpu"
@@ -88,11 +97,13 @@ class Consortium:
     def corpora(self) -> Path:
         """Each owner's own documents and the public ones, a share of every domain among them."""
         sizes = self.sizes
-        folder = self.place("corpora", [self.owners, sizes.public_share, sizes.train_bytes, str(self.source)])
+        folder = self.place(
+            "corpora", [self.owners, sizes.public_share, sizes.unseen_share, sizes.train_bytes, str(self.source)]
+        )
         if folder.exists():
             return folder
         partial = folder.with_name(folder.name + ".partial")
-        if len({*self.owners, PUBLIC, MIXED}) != len(self.owners) + 2:
+        if len({*self.owners, PUBLIC, UNSEEN, MIXED}) != len(self.owners) + 3:
             raise MalformedError(f"owners {', '.join(self.owners)}: every owner needs a name of its own")
         public = self._read(PUBLIC)
         seen: dict[str, str] = {}
@@ -105,6 +116,8 @@ class Consortium:
             given, own["train"] = data.set_public_aside(own["train"], share=sizes.public_share)
             public["train"] += given
             _write(partial / owner, own)
+        unseen, public["train"] = data.set_unseen_aside(public["train"], share=sizes.unseen_share)
+        _write(partial / UNSEEN, {**public, "train": unseen})
         _write(partial / PUBLIC, public)
         partial.rename(folder)
         return folder
@@ -151,16 +164,17 @@ class Consortium:
         }
         return self.jobs([("coordinator.pretrain", "base", config)])[0]
 
-    def experts(self, **changes: object) -> list[Path]:
-        """Every owner's expert, all trained alike with these options."""
+    def experts(self, *, public: str = UNSEEN, **changes: object) -> list[Path]:
+        """Every owner's expert, all trained alike with these options, beside this public text."""
         corpora, base, sizes = self.corpora(), self.base(), self.sizes
         common = {
             "base": base,
-            "public": corpora / PUBLIC,
+            "public": corpora / public,
             "steps": sizes.expert_steps,
             "learning_rate": sizes.expert_learning_rate,
             "negative_share": sizes.negative_share,
             "public_anchor": sizes.public_anchor,
+            "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,
             **changes,
         }
@@ -190,8 +204,9 @@ class Consortium:
         config = {"start": start, "sources": shares, "threads": _cores(), **changes}
         return self.jobs([("common.tune", name, config)])[0]
 
-    def release(self, experts: Sequence[Path], *, top_k: int = 2) -> Path:
-        """The assembled release of these experts."""
+    def release(self, experts: Sequence[Path]) -> Path:
+        """The assembled release of these experts; all of them for every token when they are few."""
+        top_k = min(self.sizes.top_k, 1 + len(experts))
         folder = self.place("release", [[path.name for path in experts], top_k])
         if not folder.exists():
             partial = folder.with_name(folder.name + ".partial")
@@ -305,7 +320,7 @@ class Consortium:
 
 
 def expert_steps_in_full_steps(sizes: Sizes) -> float:
-    """How many steps of training a whole top-2 mixture cost as many multiplications as one owner's training.
+    """How many steps of training a whole mixture cost as many multiplications as one owner's training.
 
     Per token a parameter costs one multiplication forwards, one backwards to its input, and one for its own gradient;
     an owner leaves out the last but for its own feed-forwards (that nothing below the first layer needs a gradient is
@@ -313,8 +328,9 @@ def expert_steps_in_full_steps(sizes: Sizes) -> float:
     """
     attention = 4 * sizes.hidden_size**2 * sizes.num_hidden_layers
     feed_forward = 3 * sizes.hidden_size * sizes.intermediate_size * sizes.num_hidden_layers
-    active = attention + sizes.vocab_size * sizes.hidden_size + 2 * feed_forward
-    return sizes.expert_steps * (2 * active + feed_forward) / (3 * active)
+    shared = attention + sizes.vocab_size * sizes.hidden_size
+    pair, full = shared + 2 * feed_forward, shared + sizes.top_k * feed_forward
+    return sizes.expert_steps * (2 * pair + feed_forward) / (3 * full)
 
 
 def active_parameters(model: CausalLM) -> int:

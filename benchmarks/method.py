@@ -21,15 +21,19 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import method_report
-from benchmarks.consortium import MIXED, PUBLIC, Consortium, Sizes, expert_steps_in_full_steps
+from benchmarks.consortium import MIXED, PUBLIC, UNSEEN, Consortium, Sizes, expert_steps_in_full_steps
 from benchmarks.machine import describe
 from common import data
 from common.data import Document
 from common.ensemble import document_losses, mixture_bits_per_byte, weigh
 from common.errors import NotFoundError
+from common.evaluate import prepare, score
 from common.files import write_atomic
 from common.model import hf, partition
+from common.model.router_rows import PublicRouter
 from common.text_classifier import TextClassifier
+from common.tokenizer import Tokenizer
+from coordinator.combine.calibrate import calibrate
 from coordinator.combine.soup import likelihood_weights, soup
 from coordinator.combine.upcycle import upcycle
 from owner_client import proxies
@@ -45,26 +49,29 @@ PRESETS: Final = {
     "smoke": Sizes(
         hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, vocab_size=512,
         sequence_length=64, batch_size=8, pretrain_steps=60, pretrain_learning_rate=6e-3, expert_steps=30,
-        expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, router_learning_rate=1e-3,
+        expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, router_steps=10, router_learning_rate=1e-3,
         evaluated_bytes=8_000, seeds=(0,),
         num_proxies=4, train_bytes=200_000, ablations=("no coordination",),
     ),
     "cpu": Sizes(
         hidden_size=128, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=512,
         sequence_length=192, batch_size=8, pretrain_steps=2400, pretrain_learning_rate=5e-3, expert_steps=400,
-        expert_learning_rate=4e-3, dense_learning_rate=2e-3, tuning_steps=200, router_learning_rate=1e-3,
-        evaluated_bytes=100_000, seeds=(0, 1), num_proxies=50,
+        expert_learning_rate=4e-3, dense_learning_rate=2e-3, tuning_steps=200, router_steps=200, router_learning_rate=1e-2,
+        evaluated_bytes=100_000, seeds=(0, 1), top_k=3,
     ),
     "gpu": Sizes(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,
         sequence_length=512, batch_size=64, pretrain_steps=1200, pretrain_learning_rate=1e-3, expert_steps=300,
-        expert_learning_rate=6e-4, dense_learning_rate=3e-4, tuning_steps=60, router_learning_rate=1e-3,
+        expert_learning_rate=6e-4, dense_learning_rate=3e-4, tuning_steps=60, router_steps=60, router_learning_rate=1e-3,
         evaluated_bytes=380_000, seeds=(0,),
         device="cuda", precision="bfloat16",
     ),
 }  # fmt: skip
 
 _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+_HELD_BYTES: Final = 30_000
+"""Of each owner's proxies and of public validation text, at most, rows are chosen on."""
 
 Row = dict[str, float]
 """Bits per byte by domain, `mixed` among them."""
@@ -75,6 +82,13 @@ ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
     "rows: random": {"router_start": "random", "router_learning_rate": 1e-3},
     "rows trained": {"router_learning_rate": 1e-3},
     "no public anchor": {"public_anchor": 0.0},
+    "no negatives, rows as the paper's": {
+        "negative_share": 0.0,
+        "public_anchor": 0.0,
+        "router_start": "mean",
+        "router_learning_rate": 1e-3,
+    },
+    "negatives that the public model has seen": {"public": PUBLIC},
     "no coordination": {"coordinated": False, "public_anchor": 0.0},
 }
 
@@ -130,7 +144,7 @@ class Study:
         for name, path in self.soups(dense).items():
             self.add(name, path)
         for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
-            rows = self.ensemble(models, top_k=2)
+            rows = self.ensemble(models, top_k=world.sizes.top_k)
             self.table |= dict(zip((f"BTM, {kind}", f"classifier, {kind}"), rows, strict=True))
             # Which models weigh something is known once all have read the text; a classifier knows before.
             self.cost[f"BTM, {kind}"], self.cost[f"classifier, {kind}"] = world.cost(models), world.cost(models[1:2])
@@ -142,9 +156,10 @@ class Study:
         self.say(f"unrestricted mixture, {times}x")
         self.add(f"unrestricted {times}x", self.unrestricted(times))
 
-    def ablations(self) -> None:
-        """Releases of experts that were trained with something left out."""
+    def ablations(self, experts: Sequence[Path]) -> None:
+        """The release with its rows calibrated, and releases of experts that were trained with something left out."""
         self.say("ablations")
+        self.add("rows: calibrated", self.calibrated(experts))
         for name in self.world.sizes.ablations or ABLATIONS:
             self.add(name, self.world.release(self.world.experts(**ABLATIONS[name])))
 
@@ -167,38 +182,61 @@ class Study:
     def router_trained(self, experts: Sequence[Path]) -> Path:
         """The release with its rows trained on public text and the owners' proxies (section 3.3.3).
 
-        One proxy in four is kept for validation, beside as much public validation text: the best rows are those that
-        are best on all of it. An owner without proxies keeps its row.
+        The best rows are those that are best on what was held out of both. An owner without proxies keeps its row.
         """
         world, sizes = self.world, self.world.sizes
-        found = {owner: self.proxies(owner) for owner in world.owners}
-        trained = {owner: [d for i, d in enumerate(documents) if i % 4] for owner, documents in found.items()}
-        held = [documents[::4] for documents in found.values() if documents]
-        held.append(list(data.read_split(world.corpora() / PUBLIC, "validation")))
-        room = min(sizes.evaluated_bytes, *(sum(len(d.text.encode()) for d in documents) for documents in held))
-        of_all = [each for documents in held for each in data.sample(documents, room)]
+        trained = {owner: [d for i, d in enumerate(found) if i % 4] for owner, found in self._proxies.items()}
         sources = {
             f"proxies of {owner}": world.keep_corpus(f"proxies-{owner}", documents)
             for owner, documents in trained.items()
             if documents
         }
-        public = world.corpora() / PUBLIC
+        public, held = world.corpora() / UNSEEN, self._held
         validation = {
-            "text": world.keep_corpus("proxies-held", data.read_split(public, "train")[:50], of_all),
-            "every_steps": max(1, sizes.tuning_steps // 10),
-            "max_bytes": room * len(held),
+            "text": world.keep_corpus("proxies-held", data.read_split(public, "train")[:50], held),
+            "every_steps": max(1, sizes.router_steps // 8),
+            "max_bytes": sum(len(document.text.encode()) for document in held),
         }
         kept = [1 + index for index, owner in enumerate(world.owners) if not trained[owner]]
         return world.tuned("release+rt", world.release(experts), {PUBLIC: public, **sources}, trained="routers",
-                           steps=sizes.tuning_steps, learning_rate=sizes.router_learning_rate,
+                           steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
                            kept_rows=kept, validation=validation)  # fmt: skip
+
+    @cached_property
+    def _proxies(self) -> dict[str, list[Document]]:
+        return {owner: self.proxies(owner) for owner in self.world.owners}
+
+    @cached_property
+    def _held(self) -> list[Document]:
+        """As much of each owner's proxies as of public validation text; one proxy in four is held out for this."""
+        world = self.world
+        held = [found[::4] for found in self._proxies.values() if found]
+        held.append(list(data.read_split(world.corpora() / PUBLIC, "validation")))
+        room = min(_HELD_BYTES, *(sum(len(d.text.encode()) for d in documents) for documents in held))
+        return [each for documents in held for each in data.sample(documents, room)]
+
+    def calibrated(self, experts: Sequence[Path]) -> Path:
+        """The release with one shift and one scale for all rows, the best on the text held out of proxies."""
+        world, release = self.world, self.world.release(experts)
+        config = hf.load(world.base()).config
+        router = PublicRouter.load(
+            world.base(), num_hidden_layers=config.num_hidden_layers, hidden_size=config.hidden_size
+        )
+        held = prepare(self._held, Tokenizer.load(release), sequence_length=world.sizes.sequence_length)
+        model, shift, scale = calibrate(
+            lambda: hf.load(release, device=world.sizes.device),
+            router,
+            lambda tried: score(tried, held, batch_size=world.sizes.batch_size).bits_per_byte,
+        )
+        return world.keep("calibrated", [release.name, shift, scale], model)
 
     def proxies(self, owner: str) -> list[Document]:
         """Public documents that look like the owner's, likeliest first."""
         corpora, sizes = self.world.corpora(), self.world.sizes
-        job = ProxyJob(data=corpora / owner, public=corpora / PUBLIC, count=sizes.num_proxies, min_score=0.5,
-                       output=self.world.work / f"proxies-{owner}.json", seed=self.world.seed)  # fmt: skip
-        public = list(data.read_split(corpora / PUBLIC, "train"))
+        public = list(data.read_split(corpora / UNSEEN, "train"))
+        job = ProxyJob(data=corpora / owner, public=corpora / UNSEEN, count=min(sizes.num_proxies, len(public)),
+                       min_score=0.5, output=self.world.work / f"proxies-{owner}.json",
+                       seed=self.world.seed)  # fmt: skip
         folder = self.world.place(f"chosen-{owner}", [corpora.name, job.count])
         if not folder.exists():
             try:
@@ -227,19 +265,22 @@ class Study:
 
     def btx(self, dense: Sequence[Path]) -> Path:
         """Dense experts side by side, then trained on public text."""
-        world, public = self.world, self.world.corpora() / PUBLIC
-        start = upcycle([hf.load(path) for path in (world.base(), *dense)], num_experts_per_tok=2, seed=world.seed)
+        world, corpora = self.world, self.world.corpora()
+        start = upcycle(
+            [hf.load(path) for path in (world.base(), *dense)], num_experts_per_tok=world.sizes.top_k, seed=world.seed
+        )
         kept = world.keep("btx-start", [path.name for path in dense], start)
-        return world.tuned("btx", kept, {PUBLIC: public}, steps=world.sizes.tuning_steps,
+        public = {name: corpora / name for name in (PUBLIC, UNSEEN)}
+        return world.tuned("btx", kept, public, steps=world.sizes.tuning_steps,
                            learning_rate=world.sizes.dense_learning_rate)  # fmt: skip
 
     def unrestricted(self, times: int) -> Path:
         """One mixture trained on everybody's text, with the arithmetic of all owners' training, or so many times it."""
         world = self.world
         count = 1 + len(world.owners)
-        start = upcycle([hf.load(world.base())] * count, num_experts_per_tok=2, seed=world.seed)
+        start = upcycle([hf.load(world.base())] * count, num_experts_per_tok=world.sizes.top_k, seed=world.seed)
         kept = world.keep("unrestricted-start", count, start)
-        sources = {name: world.corpora() / name for name in (PUBLIC, *world.owners)}
+        sources = {name: world.corpora() / name for name in (UNSEEN, *world.owners)}
         steps = round(times * len(world.owners) * expert_steps_in_full_steps(world.sizes))
         rate = world.sizes.dense_learning_rate
         return world.tuned(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
@@ -296,7 +337,7 @@ def study(world: Consortium, *, is_first: bool, say: Callable[[str], None]) -> d
         it.all_data(1)
     if everything and is_first:
         it.all_data(2)
-        it.ablations()
+        it.ablations(experts)
     left = it.leaving(experts)
     table, release = it.table, world.release(experts)
     own = {owner: table[f"own: {owner}"] for owner in owners}

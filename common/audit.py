@@ -7,6 +7,7 @@ every tensor must be and compares.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -25,7 +26,7 @@ from common.model.partition import (
     joined_router,
     router_row,
 )
-from common.trust.history import History, Release
+from common.trust.history import History, Release, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
 from common.trust.root import TrustedRoot
@@ -38,6 +39,7 @@ from common.trust.verify import (
     check_entries,
     check_history,
     check_revocations,
+    is_overdue,
 )
 
 ROOT_NAME: Final = "trusted_root.json"
@@ -100,29 +102,35 @@ class Report:
 
 
 def audit(
-    public: Path, *, root: TrustedRoot | None = None, last_seen: bytes | None = None, log_alone: bool = False
+    public: Path,
+    *,
+    root: TrustedRoot | None = None,
+    last_seen: bytes | None = None,
+    log_alone: bool = False,
+    now: datetime | None = None,
 ) -> Report:
     """Check the public directory of a coordinator.
 
     `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
     each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit. `log_alone` leaves out
-    steps 7 and 8, which read every byte of every model.
+    steps 7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
 
     Raises:
         NotFoundError: it is no public directory.
     """
     report = Report()
     root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
+    now = now or datetime.now(UTC)
     try:
-        _check_log(public, root, last_seen, report)
+        _check_log(public, root, last_seen, report, now)
         if not log_alone:
-            _check_models(public, report)
+            _check_models(public, report, now)
     except StepFailed as error:
         report.findings.append(Finding(error.step, holds=False, found=str(error)))
     return report
 
 
-def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report) -> None:
+def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report, now: datetime) -> None:
     """Steps 1 to 6."""
     found = report.found
     log = public / "log"
@@ -140,14 +148,15 @@ def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report:
     found(4, f"{history.size} statements of {len(history.parties)} parties")
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
-    found(6, f"{check_revocations(history)} revocations")
+    found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")
 
 
-def _check_models(public: Path, report: Report) -> None:
+def _check_models(public: Path, report: Report, now: datetime) -> None:
     """Steps 7 and 8."""
     found, history = report.found, report.history
-    found(7, f"{_check_files(public, history)} directories, every file as signed")
-    tensors = sum(_check_placed(public, history, release) for release in history.releases.values())
+    found(7, f"{_check_files(public, history, now)} directories, every file as signed")
+    standing = [release for release in history.releases.values() if release.withdrawn_index is None]
+    tensors = sum(_check_placed(public, history, release) for release in standing)
     found(8, f"{tensors} tensors compared byte for byte")
 
 
@@ -167,9 +176,10 @@ def _entries(log: Path, head: Checkpoint) -> list[bytes]:
         raise StepFailed(3, str(error)) from error
 
 
-def _check_files(public: Path, history: History) -> int:
+def _check_files(public: Path, history: History, now: datetime) -> int:
     """Step 7: every base and release directory holds exactly the files of the manifest that the log names."""
     logged = logged_manifests(public, history)
+    _check_gone(public, history, now)
     try:
         for directory, digest in logged.items():
             check_directory(directory, manifest=check_manifest(directory, digest))
@@ -177,17 +187,38 @@ def _check_files(public: Path, history: History) -> int:
     except (ConcordError, OSError) as error:
         raise _failed(7, error) from error
     _check_objects(public / "objects")
-    if unknown := [str(path) for path in shown if path not in logged]:
+    withdrawn = {public / "releases" / statement.release for statement in history.withdrawals.values()}
+    if unknown := [str(path) for path in shown if path not in logged and path not in withdrawn]:
         raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
     return len(logged)
+
+
+def _check_gone(public: Path, history: History, now: datetime) -> None:
+    """What was withdrawn is not published any more, once it had to be gone."""
+    overdue = {i for i in history.revocations if is_overdue(history, i, at=now)}
+    for index, withdrawal in history.withdrawals.items():
+        directory = public / "releases" / withdrawal.release
+        if withdrawal.cause_index in overdue and directory.exists():
+            raise StepFailed(7, f"{directory} is still published; entry {index} withdrew it")
+    causes = {history.revocations[index].grant_id: index for index in overdue}
+    for digest, grant_id in taken_back(history).items():
+        path = _object(public, digest)
+        if grant_id in causes and path.exists():
+            raise StepFailed(7, f"objects/{path.name} is still published; entry {causes[grant_id]} takes it back")
 
 
 def logged_manifests(public: Path, history: History) -> dict[Path, str]:
     """The directories that the log says are published, and the digests of their manifests."""
     bases = {public / "base" / str(base.round): base.base_digest for base in history.bases.values()}
     return bases | {
-        public / "releases" / name: release.statement.manifest_digest for name, release in history.releases.items()
+        public / "releases" / name: release.statement.manifest_digest
+        for name, release in history.releases.items()
+        if release.withdrawn_index is None
     }
+
+
+def _object(public: Path, digest: str) -> Path:
+    return public / "objects" / digest.removeprefix("sha256:")
 
 
 def check_manifest(directory: Path, digest: str) -> Manifest:
@@ -251,7 +282,7 @@ def _expert(public: Path, base: Path, history: History, release: Release, slot: 
     grant = history.grants[history.grant_ids[released.grant_index]]
     contribution = history.contributions_by_index[released.contribute_index]
     digest = contribution.statement.files[EXPERT_NAME].digest
-    path = public / "objects" / digest.removeprefix("sha256:")
+    path = _object(public, digest)
     read_required_file(path)
     if digest_of_file(path) != digest:
         raise StepFailed(8, f"the expert of {grant.statement.party} is not {digest}")

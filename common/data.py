@@ -250,12 +250,26 @@ def set_public_aside(documents: Iterable[Document], *, share: float) -> tuple[li
 
     Real web text holds a little of everything. A document falls on the same side wherever it is found.
     """
+    return _by_hash("public", documents, share)
+
+
+def set_unseen_aside(documents: Iterable[Document], *, share: float) -> tuple[list[Document], list[Document]]:
+    """Public documents as (unseen, seen): about `share` of them, by the hash of their text, are not pretrained on.
+
+    A model knows text that it was trained on better than other text of that kind. Where the public model is compared
+    with an expert (negatives, proxies, router training) that is an advantage that it has nowhere else.
+    """
+    return _by_hash("unseen", documents, share)
+
+
+def _by_hash(salt: str, documents: Iterable[Document], share: float) -> tuple[list[Document], list[Document]]:
+    """About `share` of the documents, and the others."""
     threshold = int(share * 16**8)
-    public, own = list[Document](), list[Document]()
+    chosen, others = list[Document](), list[Document]()
     for each in documents:
-        key = int(hashlib.sha256(f"public {each.digest}".encode()).hexdigest()[:8], 16)
-        (public if key < threshold else own).append(each)
-    return public, own
+        key = int(hashlib.sha256(f"{salt} {each.digest}".encode()).hexdigest()[:8], 16)
+        (chosen if key < threshold else others).append(each)
+    return chosen, others
 
 
 def _split_place(path: Path, name: Split) -> Path | None:

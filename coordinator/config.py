@@ -59,6 +59,11 @@ class CoordinatorHome:
         return self.path / "work"
 
     @property
+    def release_lock(self) -> Path:
+        """Held by whoever makes a release, publishes a base, or removes published files."""
+        return self.path / "release.lock"
+
+    @property
     def public(self) -> Path:
         return self.path / "public"
 

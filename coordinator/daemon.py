@@ -11,6 +11,7 @@ from common.signals import stop_on_signals
 from coordinator.home import open_home, server_identity
 from coordinator.releases import show_logged
 from coordinator.servicers import add_services
+from coordinator.withdrawal import carry_out
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         stop_on_signals() as stop,
     ):
         show_logged(coordinator)
+        carry_out(coordinator, in_background=True)
         coordinator.registry.publish()
         settings, tls = coordinator.settings, server_identity(coordinator)
         # Threads of their own: whoever holds those of the port that is open to all keeps no member waiting.

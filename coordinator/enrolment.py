@@ -13,7 +13,7 @@ from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
 
-from common.errors import ConcordError, MalformedError, NotPermittedError
+from common.errors import ConcordError, MalformedError, NotPermittedError, VerificationError
 from common.trust.certificate_request import CertificateRequest, check_signed, parse_certificate_request
 from common.trust.invitation import TOKEN_BYTES, token_hash
 from common.trust.pki import CertificateAuthority, Identity, identity_of
@@ -106,7 +106,10 @@ class Enrolment:
             federation=self._registry.root.federation, party=request.party, csr=csr, token=token
         ):
             raise MalformedError("this certificate request belongs to another key, invitation or federation")
-        check_signed(signed, member.verifier)
+        verifier = member.verifier(signed.signatures[0].key_id)
+        if verifier is None:
+            raise VerificationError(f"this request is not signed by a key of {request.party} that is in the log")
+        check_signed(signed, verifier)
         certificate = self._certify(csr, request.party)
         now = self._now().timestamp()
         with self._store.transaction() as connection:

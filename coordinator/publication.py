@@ -6,6 +6,7 @@ files are hard links to objects, each with the `manifest.json` that the log name
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -117,6 +118,22 @@ class Publication:
         link_or_copy(self.find(manifest_digest), staging / MANIFEST_NAME)
         staging.rename(directory)
         sync_directory(directory.parent)
+
+    def hide(self, directory: Path) -> None:
+        """Take a shown directory away; the files stay as objects."""
+        with taking_turns(self.path.parent / "publication.lock"):
+            hidden = directory.with_name(f".{directory.name}.hidden")
+            if directory.exists():
+                shutil.rmtree(hidden, ignore_errors=True)
+                directory.rename(hidden)  # at once: nobody finds half of it
+                sync_directory(directory.parent)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Remove published files for good, those that are there."""
+        for digest in sorted(digests):
+            self.object_path(digest).unlink(missing_ok=True)
+        sync_directory(self._objects)
 
     def trusted_root(self) -> bytes:
         """The trusted root as published."""

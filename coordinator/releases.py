@@ -16,11 +16,12 @@ from typing import Final
 from common.errors import ConflictError, ConsentError, NotFoundError, UnavailableError
 from common.files import exclusive
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
-from common.trust.history import Contribution, Grant, History, left_out, releasable_experts
+from common.trust.history import Contribution, Grant, History, first_lapse, left_out, releasable_experts
 from common.trust.manifest import Manifest
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.assembler import assemble
 from coordinator.home import Coordinator
+from coordinator.withdrawal import take_down
 
 _ATTEMPTS: Final = 5
 
@@ -96,7 +97,10 @@ def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> Publ
     """
     with _one_at_a_time(coordinator):
         show_logged(coordinator)
-        return _make_next(coordinator, evaluate)
+        try:
+            return _make_next(coordinator, evaluate)
+        finally:
+            take_down(coordinator)  # what was withdrawn meanwhile
 
 
 def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> PublishedRelease:
@@ -116,13 +120,15 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         evaluate(staging)
     _check_still(coordinator, chosen, **place)  # before anything of it is published
     manifest = coordinator.publication.add_objects(staging, ours=True)
+    experts = [_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)]
     statement = _last_entry(history, manifest) or _record_release(
         coordinator,
         chosen,
         place,
         manifest_digest=manifest.digest,
-        experts=[_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)],
+        experts=experts,
         num_experts_per_tok=num_experts_per_tok,
+        not_after=first_lapse(history, experts),
     )
     shown = coordinator.publication.release(statement.release)
     coordinator.publication.show(shown, manifest_digest=manifest.digest)
@@ -193,9 +199,11 @@ def show_logged(coordinator: Coordinator) -> None:
     for base in history.bases.values():
         coordinator.publication.show(coordinator.publication.base(base.round), manifest_digest=base.base_digest)
     for release in history.releases.values():
+        if release.withdrawn_index is not None:
+            continue
         directory = coordinator.publication.release(release.statement.release)
         coordinator.publication.show(directory, manifest_digest=release.statement.manifest_digest)
 
 
 def _one_at_a_time(coordinator: Coordinator) -> AbstractContextManager[None]:
-    return exclusive(coordinator.home.path / "release.lock", what=f"{coordinator.home.path} (publishing or releasing)")
+    return exclusive(coordinator.home.release_lock, what=f"{coordinator.home.path} (publishing or releasing)")

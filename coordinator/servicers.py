@@ -10,13 +10,14 @@ from common.errors import MalformedError
 from common.rpc.channel import caller
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.certificate_request import is_certificate_request
-from common.trust.statements import parse_note
+from common.trust.statements import ConsentRevoke, parse_note
 from coordinator.enrolment import Enrolment
 from coordinator.home import Coordinator
 from coordinator.intake import FileProgress, Intake, ReceivedChunk
 from coordinator.publication import Publication
 from coordinator.registry import Registry
 from coordinator.releases import latest_base
+from coordinator.withdrawal import carry_out
 from protos import (
     enrolment_pb2,
     enrolment_pb2_grpc,
@@ -59,12 +60,16 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     """`protos/registry.proto`."""
 
     def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
         self._registry = coordinator.registry
         self._log = coordinator.log
         self._publication = coordinator.publication
 
     def Record(self, request: registry_pb2.RecordRequest, context: grpc.ServicerContext) -> registry_pb2.RecordReply:
-        return registry_pb2.RecordReply(receipt=self._registry.record(request.note, caller=caller()))
+        receipt = self._registry.record(request.note, caller=caller())
+        if isinstance(parse_note(request.note)[1], ConsentRevoke):
+            carry_out(self._coordinator, in_background=True)
+        return registry_pb2.RecordReply(receipt=receipt)
 
     def GetCheckpoint(
         self, request: registry_pb2.GetCheckpointRequest, context: grpc.ServicerContext

@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 from typing import Annotated
@@ -169,14 +170,20 @@ def proxies(
 @app.command("opt-out")
 def opt_out(
     reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
+    withdraw_within_hours: Annotated[
+        int | None, typer.Option(min=0, help="Have releases that hold your expert already taken back within so long.")
+    ] = None,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Withdraw your consent: no later release may hold your expert, and everybody can check that."""
+    within = None if withdraw_within_hours is None else timedelta(hours=withdraw_within_hours)
     with reporting(as_json) as reporter, _member(home) as member:
-        for revocation in participation.opt_out(member, reason=reason):
+        for revocation in participation.opt_out(member, reason=reason, withdraw_within=within):
             reporter.step(f"consent {revocation.grant_id} is revoked: {revocation.record_id} is in the log")
         reporter.step("opted out: no later release holds your expert")
+        if within is not None:
+            reporter.step(f"releases that hold it are to be withdrawn by {revocation.deadline:%Y-%m-%dT%H:%M:%SZ}")
         reporter.result({"record_id": revocation.record_id, "grant_id": revocation.grant_id})
 
 

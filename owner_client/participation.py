@@ -242,8 +242,10 @@ def is_other_upload(said: Said, planned: EgressPlan) -> bool:
     return isinstance(said.statement, ExpertContribute) and said.statement.files != planned.files
 
 
-def opt_out(member: Membership, *, reason: str | None) -> list[ConsentRevoke]:
+def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelta | None = None) -> list[ConsentRevoke]:
     """Revoke every consent of this owner: no later release may hold its experts. Needs no training and no upload.
+
+    With `withdraw_within`, releases that hold them already are to be withdrawn within that time.
 
     Raises:
         ConsentError: there is no consent to revoke.
@@ -255,9 +257,13 @@ def opt_out(member: Membership, *, reason: str | None) -> list[ConsentRevoke]:
         grants = grants_in_force(member.chain)
         if not grants and not revoked:
             raise ConsentError("there is no consent to revoke: none is in force")
-        optional = {} if reason is None else {"reason": reason}
+        wanted: dict[str, object] = {"effect": "future", "deadline_s": 0}
+        if withdraw_within is not None:
+            wanted = {"effect": "withdraw_published", "deadline_s": int(withdraw_within.total_seconds())}
+        if reason is not None:
+            wanted["reason"] = reason
         for grant in grants:
-            said = member.chain.say(ConsentRevoke, grant_id=grant.record_id, effect="future", deadline_s=0, **optional)
+            said = member.chain.say(ConsentRevoke, grant_id=grant.record_id, **wanted)
             send(member, said)
             assert isinstance(said.statement, ConsentRevoke)
             revoked.append(said.statement)

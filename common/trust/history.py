@@ -4,6 +4,7 @@
 one set of rules, written once. No I/O and no clock: "now" of a rule is the `issued_at` of the statement it judges.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
@@ -21,8 +22,11 @@ from common.trust.statements import (
     ExpertContribute,
     LineScope,
     OwnerEnrol,
+    OwnerKeyAdd,
+    OwnerKeyRevoke,
     ReleasedExpert,
     ReleasePublish,
+    ReleaseWithdraw,
     Statement,
     parse_note,
     parse_time,
@@ -35,11 +39,16 @@ MAX_BACKDATING: Final = timedelta(minutes=20)
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A party as of some entry: the key that signs for it, and where its chain of statements stands."""
+    """A party as of some entry: the keys that sign for it, and where its chain of statements stands."""
 
-    verifier: Verifier
+    verifiers: tuple[Verifier, ...]
     next_seq: int = 0
     head: str | None = None
+    revoked_key_ids: frozenset[str] = frozenset()
+
+    def verifier(self, key_id: str) -> Verifier | None:
+        """The key with this id, while it signs for the party."""
+        return next((verifier for verifier in self.verifiers if verifier.key_id == key_id), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +70,11 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release in the log."""
+    """A release in the log, and the index of the entry that withdrew it, if any."""
 
     index: int
     statement: ReleasePublish
+    withdrawn_index: int | None = None
 
 
 @dataclass(slots=True)
@@ -86,11 +96,15 @@ class History:
     contributors: dict[str, str] = field(default_factory=dict)
     """By digest of a contributed file: the party that contributed it first. It stays theirs, whatever they revoke."""
     releases: dict[str, Release] = field(default_factory=dict)
+    revocations: dict[int, ConsentRevoke] = field(default_factory=dict)
+    """By entry."""
+    withdrawals: dict[int, ReleaseWithdraw] = field(default_factory=dict)
+    """By entry."""
     latest: datetime = _EPOCH
     """The latest date of any entry."""
 
     def __post_init__(self) -> None:
-        self.parties.setdefault(COORDINATOR, Party(self.root.coordinator))
+        self.parties.setdefault(COORDINATOR, Party((self.root.coordinator,)))
 
     def check(self, entry: bytes) -> Statement:
         """The statement in `entry`, if it may be the next entry of this log; changes nothing.
@@ -131,16 +145,19 @@ class History:
         if isinstance(statement, OwnerEnrol):
             if statement.party in self.parties:
                 raise ConflictError(f"{statement.party} has joined already; choose another name")
-            party = Party(Verifier.parse(statement.public_key))
-            if party.verifier.name != owner_key_name(statement.federation, statement.party):
-                raise MalformedError(f"the key of {statement.party} may not be called {party.verifier.name!r}")
-            verifiers = [party.verifier, self.root.coordinator]
+            own = _owner_key(statement, statement.public_key)
+            party, verifiers = Party((own,)), [own, self.root.coordinator]
         elif known := self.parties.get(statement.party):
-            party, verifiers = known, [known.verifier]
+            party, verifiers = known, [v for v in [known.verifier(statement.key_id)] if v is not None]
         else:
             raise NotPermittedError(f"{statement.party} has not joined this federation")
-        if party.verifier.key_id != statement.key_id:
-            raise NotPermittedError(f"key {statement.key_id} does not sign for {statement.party}")
+        if party.verifier(statement.key_id) is None:
+            revoked = " any more" if statement.key_id in party.revoked_key_ids else ""
+            raise NotPermittedError(f"key {statement.key_id} does not sign for {statement.party}{revoked}")
+        if isinstance(statement, OwnerKeyAdd):
+            verifiers.append(_owner_key(statement, statement.public_key))
+            if verifiers[-1].key_id in {*party.revoked_key_ids, *(verifier.key_id for verifier in party.verifiers)}:
+                raise ConflictError(f"key {verifiers[-1].key_id} is or was a key of {statement.party}; make a new one")
         note.verify(*verifiers)
         if len(note.signatures) != len(verifiers):
             raise MalformedError(
@@ -157,6 +174,19 @@ class History:
     @_check.register
     def _(self, statement: OwnerEnrol) -> None:
         _only_owner(statement)
+
+    @_check.register
+    def _(self, statement: OwnerKeyAdd) -> None:
+        _only_owner(statement)
+
+    @_check.register
+    def _(self, statement: OwnerKeyRevoke) -> None:
+        _only_owner(statement)
+        party = self.parties[statement.party]
+        if party.verifier(statement.revoked_key_id) is None:
+            raise NotFoundError(f"key {statement.revoked_key_id} does not sign for {statement.party}")
+        if len(party.verifiers) == 1:
+            raise ConflictError(f"{statement.revoked_key_id} is the last key of {statement.party}; add another first")
 
     @_check.register
     def _(self, statement: BasePublish) -> None:
@@ -213,6 +243,23 @@ class History:
             raise MalformedError(f"{statement.release} holds an expert twice")
         for expert in statement.experts:
             self._check_released(expert, statement)
+        if (until := first_lapse(self, statement.experts)) != statement.not_after:
+            raise ConsentError(
+                f"{statement.release} is said to be good until {statement.not_after}; its consents say {until}"
+            )
+
+    @_check.register
+    def _(self, statement: ReleaseWithdraw) -> None:
+        _only_coordinator(statement)
+        release, cause = self.releases.get(statement.release), self.revocations.get(statement.cause_index)
+        if release is None:
+            raise NotFoundError(f"{statement.release} is not in the log")
+        if release.withdrawn_index is not None:
+            raise ConflictError(f"{statement.release} was withdrawn by entry {release.withdrawn_index} already")
+        if cause is None or not _asks_to_withdraw(self, cause, release):
+            raise NotPermittedError(
+                f"entry {statement.cause_index} is no revocation that asks to withdraw {statement.release}"
+            )
 
     def _own_grant(self, grant_id: str, *, party: str) -> Grant:
         grant = self.grants.get(grant_id)
@@ -243,7 +290,19 @@ class History:
 
     @_apply.register
     def _(self, statement: OwnerEnrol) -> None:
-        self.parties[statement.party] = Party(Verifier.parse(statement.public_key))
+        self.parties[statement.party] = Party((Verifier.parse(statement.public_key),))
+
+    @_apply.register
+    def _(self, statement: OwnerKeyAdd) -> None:
+        party = self.parties[statement.party]
+        added = Verifier.parse(statement.public_key)
+        self.parties[statement.party] = replace(party, verifiers=(*party.verifiers, added))
+
+    @_apply.register
+    def _(self, statement: OwnerKeyRevoke) -> None:
+        party, gone = self.parties[statement.party], statement.revoked_key_id
+        left = tuple(verifier for verifier in party.verifiers if verifier.key_id != gone)
+        self.parties[statement.party] = replace(party, verifiers=left, revoked_key_ids=party.revoked_key_ids | {gone})
 
     @_apply.register
     def _(self, statement: BasePublish) -> None:
@@ -257,6 +316,7 @@ class History:
     @_apply.register
     def _(self, statement: ConsentRevoke) -> None:
         self.grants[statement.grant_id] = replace(self.grants[statement.grant_id], revoked_index=self.size)
+        self.revocations[self.size] = statement
 
     @_apply.register
     def _(self, statement: ExpertContribute) -> None:
@@ -269,6 +329,57 @@ class History:
     @_apply.register
     def _(self, statement: ReleasePublish) -> None:
         self.releases[statement.release] = Release(self.size, statement)
+
+    @_apply.register
+    def _(self, statement: ReleaseWithdraw) -> None:
+        self.releases[statement.release] = replace(self.releases[statement.release], withdrawn_index=self.size)
+        self.withdrawals[self.size] = statement
+
+
+def _owner_key(statement: Statement, line: str) -> Verifier:
+    verifier = Verifier.parse(line)
+    if verifier.name != owner_key_name(statement.federation, statement.party):
+        raise MalformedError(f"the key of {statement.party} may not be called {verifier.name!r}")
+    return verifier
+
+
+def _asks_to_withdraw(history: History, cause: ConsentRevoke, release: Release) -> bool:
+    grant = history.grants[cause.grant_id]
+    held = {expert.grant_index for expert in release.statement.experts}
+    return cause.effect == "withdraw_published" and grant.index in held
+
+
+def withdrawals_due(history: History) -> list[tuple[Release, int]]:
+    """Releases that are yet to be withdrawn, each with the entry of the first revocation that asks for it."""
+    return [
+        (release, cause_index)
+        for release in history.releases.values()
+        if release.withdrawn_index is None
+        for cause_index in [_first_cause(history, release)]
+        if cause_index is not None
+    ]
+
+
+def _first_cause(history: History, release: Release) -> int | None:
+    asking = (index for index, cause in history.revocations.items() if _asks_to_withdraw(history, cause, release))
+    return min(asking, default=None)
+
+
+def taken_back(history: History) -> dict[str, str]:
+    """Files that were contributed under a consent whose revocation takes back what is published: digest to consent."""
+    asked = {cause.grant_id for cause in history.revocations.values() if cause.effect == "withdraw_published"}
+    return {
+        file.digest: contribution.statement.grant_id
+        for contribution in history.contributions_by_index.values()
+        if contribution.statement.grant_id in asked
+        for file in contribution.statement.files.values()
+    }
+
+
+def first_lapse(history: History, experts: Sequence[ReleasedExpert]) -> str | None:
+    """When the first of the consents that `experts` are there by lapses; None without experts."""
+    dates = [history.grants[history.grant_ids[each.grant_index]].statement.not_after for each in experts]
+    return min(dates, default=None)
 
 
 def owner_key_name(federation: str, party: str) -> str:

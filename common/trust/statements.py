@@ -9,7 +9,7 @@ Fields follow ISO/IEC TS 27560 consent records and W3C DPV in substance (purpose
 
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -112,6 +112,22 @@ class OwnerEnrol(Statement):
     public_key: Line
 
 
+class OwnerKeyAdd(Statement):
+    """An owner signs with another key too from now on. Signed by a key it has and by the new one (possession)."""
+
+    type: ClassVar[str] = "owner.key.add"
+    public_key: Line
+
+
+class OwnerKeyRevoke(Statement):
+    """An owner signs with a key no longer; what that key has signed before stays said. Any key of the owner may say it,
+    the revoked one too, as long as another is left."""
+
+    type: ClassVar[str] = "owner.key.revoke"
+    revoked_key_id: KeyId
+    reason: Line | None = None
+
+
 class BasePublish(Statement):
     """The coordinator publishes the public checkpoint that all experts of a round are trained against."""
 
@@ -173,13 +189,25 @@ class ConsentGrant(Statement):
 
 
 class ConsentRevoke(Statement):
-    """An owner withdraws a consent: no later release may hold its expert."""
+    """An owner withdraws a consent: no later release may hold its expert.
+
+    With effect `withdraw_published` the releases that hold it already are withdrawn too, within `deadline_s` seconds of
+    this statement's date.
+    """
 
     type: ClassVar[str] = "consent.revoke"
     grant_id: RecordId
     reason: Line | None = None
-    effect: Literal["future"]
+    effect: Literal["future", "withdraw_published"]
     deadline_s: Count
+
+    @property
+    def deadline(self) -> datetime:
+        """Until when it is to be carried out; far off where the seconds lead past the end of the calendar."""
+        try:
+            return parse_time(self.issued_at) + timedelta(seconds=self.deadline_s)
+        except OverflowError:
+            return datetime.max.replace(tzinfo=UTC)
 
 
 class ContributedFile(_Strict):
@@ -215,7 +243,10 @@ class ReleasedExpert(_Strict):
 
 
 class ReleasePublish(Statement):
-    """The coordinator publishes a release made from the log's first `log_size` entries."""
+    """The coordinator publishes a release made from the log's first `log_size` entries.
+
+    Nobody is to use it from `not_after` on, when the first of its experts' consents lapses; null where it has none.
+    """
 
     type: ClassVar[str] = "release.publish"
     release: Name
@@ -225,10 +256,30 @@ class ReleasePublish(Statement):
     log_size: Count
     experts: Annotated[list[ReleasedExpert], Field(max_length=1024)]
     num_experts_per_tok: Annotated[int, Field(ge=1, le=1024)]
+    not_after: Time | None
+
+
+class ReleaseWithdraw(Statement):
+    """The coordinator takes a release back because of the revocation in entry `cause_index`; its files are gone."""
+
+    type: ClassVar[str] = "release.withdraw"
+    release: Name
+    cause_index: Count
 
 
 KINDS: Final[dict[str, type[Statement]]] = {
-    kind.type: kind for kind in (OwnerEnrol, BasePublish, ConsentGrant, ConsentRevoke, ExpertContribute, ReleasePublish)
+    kind.type: kind
+    for kind in (
+        OwnerEnrol,
+        OwnerKeyAdd,
+        OwnerKeyRevoke,
+        BasePublish,
+        ConsentGrant,
+        ConsentRevoke,
+        ExpertContribute,
+        ReleasePublish,
+        ReleaseWithdraw,
+    )
 }
 
 

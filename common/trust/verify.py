@@ -5,8 +5,10 @@
 3. The entries replay to the checkpoint's root hash, none missing and none added.
 4. Every statement parses, is signed by the key of its party at that point, and no party's sequence is broken.
 5. Every release holds only experts with a consent in force at that point: index, digest, base, scope, dates.
-6. Every revocation is honoured: no later release holds the expert.
-7. The files of each base and release are those of its manifest, and the log names that manifest.
+6. Every revocation is honoured: no later release holds the expert, and where it asks for that, releases that held it
+   already are withdrawn in time.
+7. The files of each base and release are those of its manifest, and the log names that manifest; what was withdrawn is
+   gone.
 8. Each release is its inputs placed side by side: shared parameters and public expert equal the base's, each expert
    equals its contribution, nothing else is there.
 
@@ -14,14 +16,15 @@ Steps 7 and 8 read files and are in `common/audit.py`; a single receipt is steps
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from common.errors import ConcordError, VerificationError
 from common.trust import merkle
-from common.trust.history import History
+from common.trust.history import MAX_BACKDATING, History, withdrawals_due
 from common.trust.note import Checkpoint, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
-from common.trust.statements import TYPE_PREFIX, ReleasePublish
+from common.trust.statements import TYPE_PREFIX, ReleasePublish, parse_time
 
 STEPS: Final = {
     1: "checkpoint is signed by the log",
@@ -96,8 +99,10 @@ def check_history(root: TrustedRoot, entries: Sequence[bytes]) -> History:
     return history
 
 
-def check_revocations(history: History) -> int:
-    """Step 6: the number of revocations, each honoured by every later release."""
+def check_revocations(history: History, *, at: datetime | None = None) -> int:
+    """Step 6: the number of revocations, each honoured by every later release, and by withdrawals where it asks for
+    them: those that are due at `at`, or else when the log's latest entry was made.
+    """
     revoked = {grant.index: grant.revoked_index for grant in history.grants.values() if grant.revoked_index is not None}
     for release in history.releases.values():
         for expert in release.statement.experts:
@@ -107,7 +112,35 @@ def check_revocations(history: History) -> int:
                     f"{release.statement.release} (entry {release.index}) holds the expert of consent "
                     f"{expert.grant_index}, revoked by entry {revoked[expert.grant_index]}",
                 )
+    _check_withdrawals(history, max(history.latest, at or history.latest))
     return len(revoked)
+
+
+def _check_withdrawals(history: History, now: datetime) -> None:
+    for release, cause_index in withdrawals_due(history):
+        if is_overdue(history, cause_index, at=now):
+            raise StepFailed(
+                6,
+                f"{release.statement.release} is not withdrawn; entry {cause_index} of "
+                f"{history.revocations[cause_index].party} asks for it until {_deadline(history, cause_index)}",
+            )
+    for index, withdrawal in history.withdrawals.items():
+        if is_overdue(history, withdrawal.cause_index, at=parse_time(withdrawal.issued_at)):
+            raise StepFailed(
+                6,
+                f"{withdrawal.release} was withdrawn by entry {index} on {withdrawal.issued_at}; entry "
+                f"{withdrawal.cause_index} asks for it until {_deadline(history, withdrawal.cause_index)}",
+            )
+
+
+def is_overdue(history: History, cause_index: int, *, at: datetime) -> bool:
+    """Whether what the revocation in an entry asks for had to be done by then; clocks may differ by MAX_BACKDATING."""
+    deadline = history.revocations[cause_index].deadline
+    return at - MAX_BACKDATING > deadline
+
+
+def _deadline(history: History, cause_index: int) -> str:
+    return f"{history.revocations[cause_index].deadline:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def check_receipt(root: TrustedRoot, receipt: bytes, *, entry: bytes) -> tuple[Proof, Checkpoint]:

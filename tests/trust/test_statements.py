@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from common.trust.statements import (
     KINDS,
     MAX_STATEMENT_BYTES,
     TYPE_PREFIX,
+    ConsentRevoke,
     new_record_id,
     parse,
     parse_note,
@@ -52,6 +54,8 @@ GRANT: dict[str, Any] = {
 EXPERT = {"digest": DIGEST, "grant_index": 2, "contribute_index": 3, "slot": 1}
 VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "owner.enrol": ("owner.enrol", {"public_key": str(KEY.verifier), "seq": 0, "prev": None}),
+    "owner.key.add": ("owner.key.add", {"public_key": str(KEY.verifier)}),
+    "owner.key.revoke": ("owner.key.revoke", {"revoked_key_id": KEY.verifier.key_id}),
     "base.publish": ("base.publish", {"base_digest": DIGEST, "config_digest": OTHER, "round": 0}),
     "consent.grant": ("consent.grant", GRANT),
     "consent.grant to one release": ("consent.grant", {**GRANT, "scope": {"release": "release-1"}}),
@@ -68,6 +72,24 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "consent.revoke with a reason": (
         "consent.revoke",
         {"grant_id": RECORD, "effect": "future", "deadline_s": 0, "reason": "wir hören auf — 終わり"},
+    ),
+    "consent.revoke that takes back": (
+        "consent.revoke",
+        {"grant_id": RECORD, "effect": "withdraw_published", "deadline_s": 86_400},
+    ),
+    "release.withdraw": ("release.withdraw", {"release": "release-1", "cause_index": 5}),
+    "release.publish of nobody's expert": (
+        "release.publish",
+        {
+            "release": "release-1",
+            "line": "main",
+            "manifest_digest": DIGEST,
+            "base_digest": DIGEST,
+            "log_size": 1,
+            "experts": [],
+            "num_experts_per_tok": 1,
+            "not_after": None,
+        },
     ),
     "expert.contribute": (
         "expert.contribute",
@@ -88,6 +110,7 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
             "log_size": 4,
             "experts": [EXPERT],
             "num_experts_per_tok": 2,
+            "not_after": "2027-11-23T09:00:00Z",
         },
     ),
 }
@@ -141,7 +164,7 @@ BAD_FIELDS: dict[str, tuple[str, dict[str, object]]] = {
     "an empty party": ("consent.revoke", {"party": ""}),
     "a party too long": ("consent.revoke", {"party": "a" * 64}),
     "two lines in a line": ("consent.revoke", {"reason": "a\nb"}),
-    "an effect that is not kept": ("consent.revoke", {"effect": "withdraw_published"}),
+    "an effect that is not kept": ("consent.revoke", {"effect": "at once"}),
     "no purpose": ("consent.grant", {"purposes": []}),
     "an unknown scope": ("consent.grant", {"scope": {"world": "all"}}),
     "two scopes": ("consent.grant", {"scope": {"line": "main", "release": "r"}}),
@@ -151,6 +174,9 @@ BAD_FIELDS: dict[str, tuple[str, dict[str, object]]] = {
     "a path in a file name": ("expert.contribute", {"files": {"../x": {"digest": DIGEST, "size": 1}}}),
     "a hidden file": ("expert.contribute", {"files": {".x": {"digest": DIGEST, "size": 1}}}),
     "a manifest in itself": ("expert.contribute", {"files": {"manifest.json": {"digest": DIGEST, "size": 1}}}),
+    "a release that does not say until when": ("release.publish", {"not_after": "never"}),
+    "a withdrawal of nothing": ("release.withdraw", {"release": ""}),
+    "a key id in capitals": ("owner.key.revoke", {"revoked_key_id": "ABCDEF01"}),
     "a release with a path": ("release.publish", {"release": "a/b"}),
     "slot 0": ("release.publish", {"experts": [{**EXPERT, "slot": 0}]}),
 }
@@ -169,6 +195,20 @@ def test_every_common_field_is_needed(name: str) -> None:
     del fields[name]
     with pytest.raises(MalformedError, match=f"{name}: Field required"):
         parse(f"{TYPE_PREFIX}consent.revoke\n{strict_json.canonical(fields).decode()}\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "deadline"),
+    [
+        (0, datetime(2026, 11, 23, 9, tzinfo=UTC)),
+        (86_400, datetime(2026, 11, 24, 9, tzinfo=UTC)),
+        (2**53 - 1, datetime.max.replace(tzinfo=UTC)),
+    ],
+)
+def test_a_deadline_is_counted_from_the_revocation(seconds: int, deadline: datetime) -> None:
+    revocation = parse(text_of("consent.revoke", deadline_s=seconds))
+    assert isinstance(revocation, ConsentRevoke)
+    assert revocation.deadline == deadline
 
 
 TEXT = text_of("consent.revoke")

@@ -1,0 +1,80 @@
+"""Carrying out revocations that take back what is published: statements first, then the files.
+
+A withdrawn release stays in the log and its manifest among the published files, so that anybody can tell which bytes it
+was and that they are gone. Everything here may be cut off anywhere and done again.
+"""
+
+import logging
+from threading import Thread
+
+from common.errors import ConflictError
+from common.files import taking_turns
+from common.trust.history import History, taken_back, withdrawals_due
+from common.trust.statements import ReleaseWithdraw
+from coordinator.home import Coordinator
+
+logger = logging.getLogger(__name__)
+
+
+def carry_out(coordinator: Coordinator, *, in_background: bool) -> list[str]:
+    """Withdraw every release that a revocation asks to withdraw, and take down its files; the names of the releases.
+
+    The files wait for a release that is being made just now, `in_background` without keeping the caller.
+    """
+    names = _record_withdrawals(coordinator)
+    if in_background:
+        if names:
+            Thread(target=_take_down_or_log, args=(coordinator,), daemon=True).start()
+    else:
+        with taking_turns(coordinator.home.release_lock):
+            take_down(coordinator)
+    return names
+
+
+def _record_withdrawals(coordinator: Coordinator) -> list[str]:
+    names = []
+    for release, cause_index in withdrawals_due(coordinator.registry.head()):
+        name = release.statement.release
+        try:
+            coordinator.registry.issue(ReleaseWithdraw, release=name, cause_index=cause_index)
+        except ConflictError:  # another process was faster
+            if coordinator.registry.head().releases[name].withdrawn_index is None:
+                raise
+        names.append(name)
+    return names
+
+
+def _take_down_or_log(coordinator: Coordinator) -> None:
+    try:
+        with taking_turns(coordinator.home.release_lock):
+            take_down(coordinator)
+    except OSError:
+        logger.exception("files of a withdrawn release could not be removed; the next start or release tries again")
+
+
+def take_down(coordinator: Coordinator) -> None:
+    """Remove the files of withdrawn releases, and the experts whose owners asked for it; holding the release lock."""
+    history, publication = coordinator.registry.head(), coordinator.publication
+    withdrawn = [each.statement for each in history.releases.values() if each.withdrawn_index is not None]
+    for release in withdrawn:
+        publication.hide(publication.release(release.release))
+    gone = _files(coordinator, [release.manifest_digest for release in withdrawn]) | taken_back(history).keys()
+    if gone:
+        publication.remove(gone - _needed(coordinator, history))
+
+
+def _needed(coordinator: Coordinator, history: History) -> set[str]:
+    """Digests of all that is named by bases, by releases that stand, and by contributions that were not taken back."""
+    manifests = [base.base_digest for base in history.bases.values()]
+    manifests += [r.statement.manifest_digest for r in history.releases.values() if r.withdrawn_index is None]
+    contributed = {
+        file.digest
+        for contribution in history.contributions_by_index.values()
+        for file in contribution.statement.files.values()
+    }
+    return _files(coordinator, manifests) | (contributed - taken_back(history).keys())
+
+
+def _files(coordinator: Coordinator, manifest_digests: list[str]) -> set[str]:
+    manifests = (coordinator.publication.manifest(digest) for digest in manifest_digests)
+    return {entry.digest for manifest in manifests for entry in manifest.files.values()}
