@@ -47,3 +47,7 @@ class EgressDeniedError(ConcordError):
 
 class JobFailedError(ConcordError):
     """A training or evaluation subprocess failed. Local: never crosses the wire."""
+
+
+class SignatureNeededError(ConcordError):
+    """A statement waits for a signature by a key that is not on this machine. Local: never crosses the wire."""

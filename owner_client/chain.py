@@ -3,6 +3,9 @@
 `statements/00000.note` and `00000.receipt`. A statement without a receipt is sent again, byte for byte, so that a
 crash or a lost reply repeats it and never makes a second one. One the registry refuses is set aside as `.refused` and
 its number is used again.
+
+The signing key may be on another machine: then the next statement is written as `00000.unsigned`, is signed there, and
+what comes back is put beside it as `00000.note`.
 """
 
 from collections.abc import Iterator
@@ -15,11 +18,20 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from common.config import describe
-from common.errors import ConflictError, MalformedError
+from common.errors import ConflictError, MalformedError, SignatureNeededError
 from common.files import make_private_directory, taking_turns, write_atomic
-from common.trust.note import SigningKey
+from common.trust.note import SigningKey, Verifier
 from common.trust.root import TrustedRoot
-from common.trust.statements import Statement, format_time, new_record_id, parse_note, sign_statement
+from common.trust.statements import (
+    OwnerEnrol,
+    OwnerKeyAdd,
+    OwnerKeyRevoke,
+    Statement,
+    format_time,
+    new_record_id,
+    parse_note,
+    sign_statement,
+)
 
 _Kind = TypeVar("_Kind", bound=Statement)
 
@@ -36,7 +48,7 @@ class Said:
 class Chain:
     """One owner's statements."""
 
-    def __init__(self, directory: Path, *, party: str, key: SigningKey, root: TrustedRoot) -> None:
+    def __init__(self, directory: Path, *, party: str, key: SigningKey | None, root: TrustedRoot) -> None:
         self._directory = directory
         self._party = party
         self._key = key
@@ -44,9 +56,22 @@ class Chain:
         make_private_directory(directory)
 
     @property
-    def key(self) -> SigningKey:
-        """The key that signs."""
+    def key(self) -> SigningKey | None:
+        """The key that signs; None where it is on another machine."""
         return self._key
+
+    def key_ids(self) -> list[str]:
+        """The keys that sign for this owner by what is in the log, the latest last."""
+        ids: list[str] = []
+        for said in self.statements():
+            if said.receipt is None:
+                break
+            match said.statement:
+                case OwnerEnrol() | OwnerKeyAdd():
+                    ids.append(Verifier.parse(said.statement.public_key).key_id)
+                case OwnerKeyRevoke():
+                    ids.remove(said.statement.revoked_key_id)
+        return ids
 
     def statements(self) -> list[Said]:
         """Everything said so far, in order."""
@@ -62,12 +87,13 @@ class Chain:
         with taking_turns(self._directory / ".lock"):
             yield
 
-    def say(self, kind: type[_Kind], **fields: object) -> Said:
-        """Sign the next statement and put it on disk; within `turn`.
+    def say(self, kind: type[_Kind], *, also: tuple[SigningKey, ...] = (), **fields: object) -> Said:
+        """Sign the next statement, with the keys in `also` too, and put it on disk; within `turn`.
 
         Raises:
             ConflictError: an earlier statement still waits for its receipt.
             MalformedError: a field is not what such a statement may hold.
+            SignatureNeededError: the key is not here; the statement is on disk to be signed where it is.
         """
         earlier = self.statements()
         if earlier and earlier[-1].receipt is None:
@@ -78,7 +104,7 @@ class Chain:
                 federation=self._root.federation,
                 origin=self._root.origin,
                 party=self._party,
-                key_id=self._key.verifier.key_id,
+                key_id=self._key.verifier.key_id if self._key is not None else self.key_ids()[-1],
                 record_id=new_record_id(now),
                 seq=len(earlier),
                 prev=earlier[-1].statement.digest if earlier else None,
@@ -87,8 +113,17 @@ class Chain:
             )
         except ValidationError as error:
             raise MalformedError(f"{kind.type}: {describe(error)}") from error
-        note = sign_statement(statement, self._key)
+        unsigned = self._path(statement, "unsigned")
+        if self._key is None:
+            write_atomic(unsigned, statement.text.encode())
+            raise SignatureNeededError(
+                f"{kind.type} waits for your signature, for the key is not here. Carry {unsigned} to where it is, sign "
+                f"it there (concord owner sign {unsigned.name} --key KEY), put the signed file beside it as "
+                f"{unsigned.with_suffix('.note').name}, and run this again"
+            )
+        note = sign_statement(statement, self._key, *also)
         write_atomic(self._path(statement, "note"), note)
+        unsigned.unlink(missing_ok=True)
         return Said(statement, note, None)
 
     def acknowledge(self, said: Said, *, receipt: bytes) -> Said:

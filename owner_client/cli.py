@@ -21,7 +21,7 @@ from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from owner_client import egress, membership, participation
+from owner_client import egress, keys, membership, participation
 from owner_client.client import Retry
 from owner_client.config import ConsentSettings, OwnerHome
 from owner_client.membership import Membership, open_membership
@@ -185,6 +185,57 @@ def opt_out(
         if within is not None:
             reporter.step(f"releases that hold it are to be withdrawn by {revocation.deadline:%Y-%m-%dT%H:%M:%SZ}")
         reporter.result({"record_id": revocation.record_id, "grant_id": revocation.grant_id})
+
+
+@app.command("rotate-key")
+def rotate_key(
+    public_key: Annotated[
+        str | None, typer.Option(help="The new key's line, where both keys are on another machine (owner new-key).")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign with a new key from now on, and with the old one no longer. What was said stays said."""
+    with reporting(as_json) as reporter, _member(home) as member:
+        rotated = keys.rotate(member, public_key=public_key, reason=reason)
+        reporter.step(f"key {rotated.added} signs for you now; {', '.join(rotated.revoked)} no longer does")
+        reporter.result({"key_id": rotated.added, "revoked_key_ids": rotated.revoked})
+
+
+@app.command("new-key")
+def new_key(
+    name: Annotated[str, typer.Option(help="Your key's name: FEDERATION/owner/YOU.")],
+    output: Annotated[Path, typer.Option(help="Where the private key goes; it must not exist.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a signing key on a machine of its own. Prints the public line that `rotate-key` takes."""
+    with reporting(as_json) as reporter:
+        line = keys.make(existing(output), name=name)
+        reporter.step(f"the private key is in {output}; keep it here")
+        reporter.result({"public_key": line})
+
+
+@app.command()
+def sign(
+    statement: Annotated[Path, typer.Argument(help="The .unsigned file of the statement.")],
+    key: Annotated[list[Path], typer.Option(help="Your signing key; for a new key, the old one and the new one.")],
+    output: Annotated[Path | None, typer.Option(help="Default: beside the statement, as .note.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a statement on the machine where your key is. Needs no connection and no home."""
+    source = existing(statement)
+    with reporting(as_json) as reporter:
+        wanted = keys.read_unsigned(source)
+        for line in wanted.text.splitlines():
+            reporter.step(line)
+        if not yes:
+            typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", abort=True, err=True)
+        target = existing(output) if output else source.with_suffix(".note")
+        keys.sign_elsewhere(wanted, [existing(path) for path in key], output=target)
+        reporter.step(f"signed; carry {target.name} back and put it into the home's directory statements")
+        reporter.result({"note": str(target), "digest": wanted.digest})
 
 
 @app.command()

@@ -49,6 +49,11 @@ class OwnerHome:
         return self.path / "keys" / "signing.key"
 
     @property
+    def next_signing_key(self) -> Path:
+        """The key that is to take the place of `signing_key`, until the log has it."""
+        return self.path / "keys" / "signing.key.next"
+
+    @property
     def tls(self) -> Path:
         return self.path / "keys" / "tls.pem"
 

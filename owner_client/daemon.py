@@ -8,7 +8,7 @@ from threading import Event
 from typing import Final
 
 from common.console import Reporter, bytes_progress, job_progress
-from common.errors import UnavailableError, VerificationError
+from common.errors import SignatureNeededError, UnavailableError, VerificationError
 from common.files import exclusive
 from owner_client import participation
 from owner_client.config import OwnerHome
@@ -32,7 +32,10 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
     with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"):
         try:
             with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
-                take_part(member, reporter=reporter, stop=stop)
+                try:
+                    take_part(member, reporter=reporter, stop=stop)
+                except SignatureNeededError as error:
+                    reporter.step(f"{error}; watching the log meanwhile")
             watch(home, reporter=reporter, stop=stop)
         except (KeyboardInterrupt, UnavailableError):
             if not stop.is_set():

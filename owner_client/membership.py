@@ -76,10 +76,11 @@ def enrol(
         _recertify(home, invitation, retry)
         return settings
     _check_restart(home, invitation)
-    chain = Chain(home.statements, party=invitation.owner, key=_prepare(home, invitation), root=invitation.root)
+    key = _prepare(home, invitation)
+    chain = Chain(home.statements, party=invitation.owner, key=key, root=invitation.root)
     settings = OwnerSettings(owner=invitation.owner, target=invitation.target, data=data, public=public)
     with chain.turn():
-        _redeem(home, invitation, chain, retry)
+        _redeem(home, invitation, chain, key, retry)
     write_atomic(home.settings_file, _toml(settings).encode())
     _clear_away(home)
     return settings
@@ -129,9 +130,13 @@ def _clear_away(home: OwnerHome) -> None:
     home.enrolling.rmdir()
 
 
-def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, retry: Retry) -> None:
+def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, key: SigningKey, retry: Retry) -> None:
     """Exchange the invitation for a certificate and a verified place in the log."""
-    said, csr, authority = _enrolment(chain), (home.enrolling / "csr.pem").read_bytes(), invitation.authority.encode()
+    said, csr, authority = (
+        _enrolment(chain, key),
+        (home.enrolling / "csr.pem").read_bytes(),
+        invitation.authority.encode(),
+    )
     record_request(home, csr)
     record_statement(home, said)
     reply = redeem(
@@ -179,9 +184,9 @@ def _prepare(home: OwnerHome, invitation: Invitation) -> SigningKey:
     return SigningKey.from_pem(home.signing_key.read_bytes(), name=name)
 
 
-def _enrolment(chain: Chain) -> Said:
+def _enrolment(chain: Chain, key: SigningKey) -> Said:
     earlier = chain.statements()
-    return earlier[0] if earlier else chain.say(OwnerEnrol, public_key=str(chain.key.verifier))
+    return earlier[0] if earlier else chain.say(OwnerEnrol, public_key=str(key.verifier))
 
 
 def _toml(settings: OwnerSettings) -> str:
@@ -202,7 +207,8 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     settings = home.settings()
     root = TrustedRoot.parse(read_required(home.trusted_root, hint="restore it or enrol again"))
     name = owner_key_name(root.federation, settings.owner)
-    key = SigningKey.from_pem(read_required(home.signing_key, hint="restore it from your backup"), name=name)
+    # Without the key all but signing works: an owner may keep it on another machine.
+    key = SigningKey.from_pem(home.signing_key.read_bytes(), name=name) if home.signing_key.exists() else None
     authority = read_required(home.authority, hint="restore it or enrol again")
     tls = TlsIdentity.parse(read_required(home.tls, hint="restore it or enrol again"), authority=authority)
     pins = Pins(home.pinned, evidence=home.evidence, root=root)
@@ -225,22 +231,23 @@ def _close_when(stop: Event, ended: Event, client: Client) -> None:
             return
 
 
-def send(member: Membership, said: Said) -> Said:
+def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
     """Send one statement and keep its receipt; within the chain's turn. One that is refused is set aside; one that may
-    be in the log all the same waits and is sent again.
+    be in the log all the same waits and is sent again. `chain` is the member's, where its key did not change.
 
     Raises:
         ConcordError: as the registry refused it.
     """
+    chain = chain or member.chain
     if said.receipt is not None:
         return said
     record_statement(member.home, said)
     try:
         receipt = member.client.record(said.note)
     except REFUSALS:
-        member.chain.set_aside(said)
+        chain.set_aside(said)
         raise
-    return member.chain.acknowledge(said, receipt=receipt)
+    return chain.acknowledge(said, receipt=receipt)
 
 
 def renew_if_due(member: Membership) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
-from typing import Final
+from typing import Any, Final
 
 from common.errors import ConflictError, ConsentError, NotFoundError, VerificationError
 from common.files import exclusive, make_private_directory, read_required, taking_turns, write_atomic
@@ -257,7 +257,7 @@ def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelt
         grants = grants_in_force(member.chain)
         if not grants and not revoked:
             raise ConsentError("there is no consent to revoke: none is in force")
-        wanted: dict[str, object] = {"effect": "future", "deadline_s": 0}
+        wanted: dict[str, Any] = {"effect": "future", "deadline_s": 0}
         if withdraw_within is not None:
             wanted = {"effect": "withdraw_published", "deadline_s": int(withdraw_within.total_seconds())}
         if reason is not None:
