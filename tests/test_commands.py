@@ -37,12 +37,19 @@ OPTIONS = {
     "owner train": "data public config home json",
     "owner submit": "dry-run home json",
     "owner proxies": "count output data public home json",
-    "owner opt-out": "reason home json",
+    "owner opt-out": "reason withdraw-within-hours home json",
+    "owner rotate-key": "public-key reason home json",
+    "owner new-key": "name output json",
+    "owner sign": "key output yes json",
     "owner run": "home json",
     "owner status": "home json",
     "owner ledger": "home json",
     "audit verify": "root checkpoint json",
     "audit log": "root json",
+    "audit release": "root json",
+    "audit owner": "root json",
+    "audit removal": "root json",
+    "audit export": "output json",
     "demo": "data owners workdir keep seed json",
 }
 NO_COORDINATOR = "concord coordinator init"
@@ -126,12 +133,19 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, "subprocess.Comp
         do("owner submit --dry-run", "--home", owner)
         do("owner submit", "--home", owner)
         do("coordinator release", "--home", home)
+        do("owner rotate-key", "--home", owner)
         do("owner opt-out", "--home", owner)
+        do("coordinator release", "--home", home)
         do("owner status", "--home", owner)
         do("owner ledger", "--home", owner)
     do("coordinator status", "--home", home)
     do("audit verify", home / "public", "--root", home / "public" / "trusted_root.json")
     do("audit log", home / "public", "--root", home / "public" / "trusted_root.json")
+    do("audit release", "release-2", home / "public")
+    do("audit owner", "archive", home / "public")
+    do("audit removal", "release-1", "release-2", home / "public")
+    do("audit export", home / "public", "--output", path / "bundle.zip")
+    do("owner new-key", "--name", "json.test/owner/archive", "--output", path / "new.key")
     return outputs
 
 
@@ -145,6 +159,8 @@ SAID = {
     "owner submit": {"event", "record_id"},
     "coordinator release": {"event", "release", "directory", "experts", "left_out", "manifest_digest"},
     "owner opt-out": {"event", "record_id", "grant_id"},
+    "owner rotate-key": {"event", "key_id", "revoked_key_ids"},
+    "owner new-key": {"event", "public_key"},
     "owner status": {
         "event", "owner", "coordinator", "trusted_root", "consent_in_force", "consent_until", "statements",
         "not_in_the_log_yet",
@@ -156,6 +172,9 @@ SAID = {
     },
     "audit verify": {"event", "audit", "steps", "releases"},
     "audit log": {"event", "audit", "entries"},
+    "audit owner": {"event", "owner", "entries", "releases"},
+    "audit removal": {"event", "left", "kept", "tensors"},
+    "audit export": {"event", "bundle", "entries"},
 }  # fmt: skip
 
 
