@@ -5,8 +5,8 @@ nor grpc, and shares no code with the assembler whose work it checks: step 8 der
 every tensor must be and compares.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -26,6 +26,7 @@ from common.model.partition import (
     joined_router,
     router_row,
 )
+from common.trust.cosignature import Witness
 from common.trust.history import History, Release, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
@@ -38,6 +39,7 @@ from common.trust.verify import (
     check_checkpoint,
     check_entries,
     check_history,
+    check_quorum,
     check_revocations,
     is_overdue,
 )
@@ -108,12 +110,15 @@ def audit(
     last_seen: bytes | None = None,
     log_alone: bool = False,
     now: datetime | None = None,
+    quorum: int = 0,
+    witnesses: Sequence[Witness] | None = None,
 ) -> Report:
     """Check the public directory of a coordinator.
 
     `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
     each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit. `log_alone` leaves out
     steps 7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
+    Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names.
 
     Raises:
         NotFoundError: it is no public directory.
@@ -123,6 +128,7 @@ def audit(
     now = now or datetime.now(UTC)
     try:
         _check_log(public, root, last_seen, report, now)
+        _check_quorum(report, quorum, witnesses)
         if not log_alone:
             _check_models(public, report, now)
     except StepFailed as error:
@@ -149,6 +155,16 @@ def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report:
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
     found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")
+
+
+def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | None) -> None:
+    """The rest of step 1; who the owners' witnesses are is known once the log is replayed."""
+    known = report.history.witnesses if witnesses is None else witnesses
+    by = check_quorum(report.checkpoint, known, quorum=quorum)
+    who = f"cosigned by {', '.join(by)}" if by else "not cosigned"
+    report.findings[0] = replace(
+        report.findings[0], found=f"{report.findings[0].found}; {who} ({len(by)} of {len(known)} witnesses)"
+    )
 
 
 def _check_models(public: Path, report: Report, now: datetime) -> None:

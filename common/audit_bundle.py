@@ -8,7 +8,7 @@ unpacked, and nothing but the expected paths is.
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 from common.audit import ROOT_NAME, Finding, Report, audit, check_manifest, logged_manifests
 from common.errors import ConcordError, MalformedError, TooLargeError
 from common.files import read_required
+from common.trust.cosignature import Witness
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
@@ -88,7 +89,14 @@ def unpack(bundle: Path, directory: Path) -> None:
         raise MalformedError(f"{bundle}: cannot be read as a bundle ({error}); export it again") from error
 
 
-def audit_bundle(bundle: Path, *, root: TrustedRoot | None = None, last_seen: bytes | None = None) -> Report:
+def audit_bundle(
+    bundle: Path,
+    *,
+    root: TrustedRoot | None = None,
+    last_seen: bytes | None = None,
+    quorum: int = 0,
+    witnesses: Sequence[Witness] | None = None,
+) -> Report:
     """Steps 1 to 6 over a bundle, and of step 7 that its manifests are those that the log names.
 
     Arguments and errors are those of `common.audit.audit` and of `unpack`.
@@ -96,7 +104,7 @@ def audit_bundle(bundle: Path, *, root: TrustedRoot | None = None, last_seen: by
     with TemporaryDirectory(prefix="concord-audit-") as folder:
         public = Path(folder)
         unpack(bundle, public)
-        report = audit(public, root=root, last_seen=last_seen, log_alone=True)
+        report = audit(public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses)
         if report.holds:
             _check_manifests(public, report)
     return report

@@ -12,6 +12,7 @@ from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
 from common.errors import MalformedError, VerificationError
 from common.files import read_required, write_atomic
+from common.trust.cosignature import Witness
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement
 
@@ -35,12 +36,17 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File with the last checkpoint you saw; kept up to date.")
     ] = None,
+    quorum: Annotated[int, typer.Option(min=0, help="How many witnesses must have cosigned.")] = 0,
+    witnesses: Annotated[
+        Path | None, typer.Option(help="File with the key lines of the witnesses you trust; by default the owners'.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Replay everything: signatures, proofs, consents, opt-outs, and every byte of every release. Exit 0 or 1."""
     trusted = _trusted(root)
     seen = checkpoint.read_bytes() if checkpoint and checkpoint.exists() else None
-    report = _audit(public, trusted, last_seen=seen)
+    known = None if witnesses is None else _witnesses(existing(witnesses))
+    report = _audit(public, trusted, last_seen=seen, quorum=quorum, witnesses=known)
     with reporting(as_json) as reporter:
         for finding in report.findings:
             if finding.holds:
@@ -173,13 +179,24 @@ def export_bundle(
         reporter.result({"bundle": str(target), "entries": size})
 
 
+def _witnesses(path: Path) -> list[Witness]:
+    lines = read_required(path, hint="it holds a line a witness: NAME+KEY ID+BASE64").decode(errors="replace")
+    return [Witness.parse(line) for line in lines.splitlines() if line and not line.startswith("#")]
+
+
 def _audit(
-    public: Path, root: TrustedRoot | None, *, last_seen: bytes | None = None, log_alone: bool = False
+    public: Path,
+    root: TrustedRoot | None,
+    *,
+    last_seen: bytes | None = None,
+    log_alone: bool = False,
+    quorum: int = 0,
+    witnesses: list[Witness] | None = None,
 ) -> Report:
     place = existing(public)
     if place.is_file():
-        return audit_bundle(place, root=root, last_seen=last_seen)
-    return audit(place, root=root, last_seen=last_seen, log_alone=log_alone)
+        return audit_bundle(place, root=root, last_seen=last_seen, quorum=quorum, witnesses=witnesses)
+    return audit(place, root=root, last_seen=last_seen, log_alone=log_alone, quorum=quorum, witnesses=witnesses)
 
 
 def _holding(report: Report) -> Report:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, insert, select
 from common.errors import ConflictError, MalformedError, NotFoundError
 from common.files import full_disk_is_unavailable, write_atomic
 from common.trust import merkle
-from common.trust.note import Checkpoint, Proof, SigningKey, open_checkpoint, sign
+from common.trust.note import MAX_SIGNATURES, Checkpoint, Note, Proof, Signature, SigningKey, open_checkpoint, sign
 from common.trust.statements import Statement
 from common.trust.tiles import (
     BUNDLE_ENTRIES,
@@ -27,7 +27,7 @@ from common.trust.tiles import (
     tile_path,
     tiles_between,
 )
-from coordinator.store import Store, checkpoints, entries, hashes
+from coordinator.store import Store, checkpoints, cosignatures, entries, hashes
 
 _READ_BATCH: Final = 500
 
@@ -99,6 +99,26 @@ class Log:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data)
 
+    def cosign(self, note: Note, signature: Signature) -> None:
+        """Keep a witness's verified cosignature under the checkpoint in `note`, and publish it under the latest.
+
+        Raises:
+            ConflictError: this log never signed that checkpoint.
+        """
+        size = Checkpoint.parse(note.text).size
+        with self._store.transaction() as connection:
+            ours = connection.execute(select(checkpoints.c.note).where(checkpoints.c.tree_size == size)).scalar()
+            if ours is None or Note.parse(bytes(ours)).text != note.text:
+                raise ConflictError(f"the checkpoint of {size} entries that was cosigned is not this log's; keep it")
+            same = (cosignatures.c.tree_size == size, cosignatures.c.name == signature.name)
+            if connection.execute(select(cosignatures.c.line).where(*same)).first() is not None:
+                return
+            row = {"tree_size": size, "name": signature.name, "line": str(signature)}
+            connection.execute(insert(cosignatures).values(row))
+            published = self.published()
+            if published is not None and published.size == size:
+                write_atomic(self._directory / CHECKPOINT_NAME, _with_cosignatures(connection, size, bytes(ours)))
+
     def published(self) -> Checkpoint | None:
         """The checkpoint among the static files."""
         path = self._directory / CHECKPOINT_NAME
@@ -126,12 +146,14 @@ class Log:
         )
 
     def checkpoint(self) -> bytes:
-        """The latest signed checkpoint."""
+        """The latest signed checkpoint, and what witnesses have cosigned of it."""
         with self._store.reading() as connection:
-            note = connection.execute(
-                select(checkpoints.c.note).order_by(checkpoints.c.tree_size.desc()).limit(1)
-            ).scalar()
-        return self.sign_head() if note is None else bytes(note)
+            latest = connection.execute(
+                select(checkpoints.c.tree_size, checkpoints.c.note).order_by(checkpoints.c.tree_size.desc()).limit(1)
+            ).first()
+            if latest is not None:
+                return _with_cosignatures(connection, latest.tree_size, bytes(latest.note))
+        return self.sign_head()
 
     def receipt(self, leaf_index: int) -> bytes:
         """The C2SP tlog-proof of an entry, up to the latest checkpoint that covers it."""
@@ -174,6 +196,16 @@ def index_of(connection: Connection, statement: Statement) -> int | None:
 def entries_from(connection: Connection, start: int) -> list[bytes]:
     """All entries from `start` on."""
     return _read_entries(connection, start, _size(connection))
+
+
+def _with_cosignatures(connection: Connection, size: int, note: bytes) -> bytes:
+    lines = connection.execute(
+        select(cosignatures.c.line)
+        .where(cosignatures.c.tree_size == size)
+        .order_by(cosignatures.c.name)
+        .limit(MAX_SIGNATURES - 1)
+    )
+    return note + "".join(f"{line}\n" for (line,) in lines).encode()
 
 
 def _size(connection: Connection) -> int:

@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from common.errors import ConflictError, MalformedError, NotFoundError, NotPermittedError
+from common.errors import ConflictError, MalformedError, NotFoundError, NotPermittedError, VerificationError
+from common.trust.cosignature import cosigned
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
 from common.trust.root import TrustedRoot
@@ -164,6 +165,24 @@ class Registry:
                     index = self._append(connection, entry)
             self._log.sign_head()
         return Recorded(index, self._log.entry(index), statement)
+
+    def cosign(self, note: bytes, *, caller: str) -> None:
+        """Keep the cosignature that `caller`'s witness put under a checkpoint of this log. Again is no second one.
+
+        Raises:
+            MalformedError: it is no checkpoint's note.
+            NotPermittedError: the caller has no witness key in the log.
+            VerificationError: no cosignature by it is there, it does not hold, or it is dated in the future.
+            ConflictError: this log never signed that checkpoint.
+        """
+        parsed, witness = Note.parse(note), self.head().parties[caller].witness
+        if witness is None:
+            raise NotPermittedError(f"the log names no witness key of {caller}; only witnesses cosign")
+        at = cosigned(parsed, [witness]).get(witness.name)
+        if at is None or at > self._now() + MAX_CLOCK_SKEW:
+            raise VerificationError(f"no cosignature by {witness.name} is there" if at is None else f"cosigned at {at}")
+        line = next(each for each in parsed.signatures if each.key_id == witness.key_id and each.name == witness.name)
+        self._log.cosign(parsed, line)
 
     def publish(self) -> bytes:
         """Sign and publish the log's head."""

@@ -76,6 +76,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     ) -> registry_pb2.GetCheckpointReply:
         return registry_pb2.GetCheckpointReply(checkpoint=self._log.checkpoint())
 
+    def Cosign(self, request: registry_pb2.CosignRequest, context: grpc.ServicerContext) -> registry_pb2.CosignReply:
+        self._registry.cosign(request.checkpoint, caller=caller())
+        return registry_pb2.CosignReply()
+
     def GetConsistency(
         self, request: registry_pb2.GetConsistencyRequest, context: grpc.ServicerContext
     ) -> registry_pb2.GetConsistencyReply:

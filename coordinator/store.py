@@ -58,6 +58,13 @@ checkpoints = Table(
     Column("root", LargeBinary, nullable=False),
     Column("note", LargeBinary, nullable=False),
 )
+cosignatures = Table(
+    "cosignatures",
+    metadata,
+    Column("tree_size", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("line", Text, nullable=False),
+)
 invitations = Table(
     "invitations",
     metadata,
@@ -76,7 +83,7 @@ certificates = Table(
     Column("revoked_at", Float),
 )
 
-_APPEND_ONLY: Final = (entries, hashes, checkpoints)
+_APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures)
 _BUSY_TIMEOUT_MS: Final = 30_000
 
 

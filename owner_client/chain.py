@@ -56,6 +56,11 @@ class Chain:
         make_private_directory(directory)
 
     @property
+    def party(self) -> str:
+        """Whose chain it is."""
+        return self._party
+
+    @property
     def key(self) -> SigningKey | None:
         """The key that signs; None where it is on another machine."""
         return self._key

@@ -6,7 +6,7 @@ whichever end was restarted.
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Final, TypeVar
@@ -16,7 +16,9 @@ from common.files import full_disk_is_unavailable
 from common.rpc.channel import call, open_channel, stream
 from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
+from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest, digest_of_file
+from common.trust.note import Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, parse_note
 from common.trust.verify import check_receipt
@@ -116,10 +118,33 @@ class Client:
         proof, _ = check_receipt(self._root, receipt, entry=entry)
         self._pins.observe(proof.checkpoint, fetch_proof=self._consistency)
 
-    def watch(self) -> int:
-        """Fetch the latest checkpoint, verify that it continues the pinned one, and return its size."""
+    def watch(self) -> tuple[bytes, int]:
+        """Fetch the latest checkpoint, verify that it continues the pinned one, and return its note and size."""
         reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest())
-        return self._pins.observe(reply.checkpoint, fetch_proof=self._consistency).size
+        return reply.checkpoint, self._pins.observe(reply.checkpoint, fetch_proof=self._consistency).size
+
+    def cosign(self, checkpoint: bytes) -> None:
+        """Hand in a cosignature under a checkpoint that continues all that this owner saw."""
+        self._call(self._registry.Cosign, registry_pb2.CosignRequest(checkpoint=checkpoint))
+
+    def wait_for_quorum(self, witnesses: Sequence[Witness], quorum: int) -> None:
+        """Wait until `quorum` of `witnesses` have cosigned the latest checkpoint.
+
+        Raises:
+            UnavailableError: patience ended.
+            VerificationError: a cosignature does not hold.
+        """
+
+        def attempt() -> None:
+            note, size = self.watch()
+            found = cosigned(Note.parse(note), witnesses)
+            if len(found) < quorum:
+                raise UnavailableError(
+                    f"{len(found)} of {len(witnesses)} witnesses cosigned the log of {size} entries "
+                    f"({', '.join(found) or 'none'}); you ask for {quorum}"
+                )
+
+        self._retry(attempt)
 
     def base(self) -> tuple[BasePublish, Manifest]:
         """The public checkpoint to train against, proven to be in the log and signed by the coordinator.

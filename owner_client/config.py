@@ -30,6 +30,10 @@ class OwnerSettings(Settings):
     """Folder of public text, which serves as negatives in training."""
     expert: str = "expert"
     poll_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    witnesses: list[str] = Field(default_factory=list)
+    """Lines of the witnesses that this owner trusts, got out of band."""
+    quorum: Annotated[int, Field(ge=0)] = 0
+    """How many of them must have cosigned what the coordinator shows, before this owner signs anything over it."""
     consent: ConsentSettings | None = None
     training: dict[str, int | float | str] = Field(default_factory=dict)
 
@@ -47,6 +51,11 @@ class OwnerHome:
     @property
     def signing_key(self) -> Path:
         return self.path / "keys" / "signing.key"
+
+    @property
+    def witness_key(self) -> Path:
+        """What the daemon cosigns checkpoints with; it stays where the daemon is."""
+        return self.path / "keys" / "witness.key"
 
     @property
     def next_signing_key(self) -> Path:

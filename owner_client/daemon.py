@@ -1,6 +1,7 @@
 """The owner's daemon: takes every step that the owner agreed to in its settings, then watches the log.
 
-It dials out only. Every checkpoint it sees must continue the one it has pinned; its certificate is renewed in time.
+It dials out only. Every checkpoint it sees must continue the one it has pinned, and is cosigned; its certificate is
+renewed in time.
 """
 
 import logging
@@ -12,7 +13,7 @@ from common.errors import SignatureNeededError, UnavailableError, VerificationEr
 from common.files import exclusive
 from owner_client import participation
 from owner_client.config import OwnerHome
-from owner_client.membership import Membership, open_membership, renew_if_due
+from owner_client.membership import Membership, cosign_checkpoint, open_membership, renew_if_due
 from owner_client.participation import Base
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
                     if renew_if_due(member):
                         reporter.step("certificate renewed")
                         break  # the next connection shows the new one
-                    size = member.client.watch()
+                    checkpoint, size = member.client.watch()
+                    cosign_checkpoint(member, checkpoint)
                     if size != seen:
                         reporter.step(f"the log has {size} entries and continues what was seen before")
                         seen = size

@@ -17,7 +17,8 @@ from common.errors import ConflictError, ConsentError, MalformedError, NotFoundE
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
 from common.trust.certificate_request import CertificateRequest
-from common.trust.history import owner_key_name
+from common.trust.cosignature import Witness, cosign, cosigned
+from common.trust.history import owner_key_name, witness_key_name
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
 from common.trust.note import Note, SigningKey
@@ -48,6 +49,8 @@ class Membership:
     root: TrustedRoot
     chain: Chain
     client: Client
+    witness: SigningKey | None
+    """What checkpoints are cosigned with; None in a home that enrolled without."""
 
 
 def enrol(
@@ -133,7 +136,7 @@ def _clear_away(home: OwnerHome) -> None:
 def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, key: SigningKey, retry: Retry) -> None:
     """Exchange the invitation for a certificate and a verified place in the log."""
     said, csr, authority = (
-        _enrolment(chain, key),
+        _enrolment(home, chain, key, invitation.root),
         (home.enrolling / "csr.pem").read_bytes(),
         invitation.authority.encode(),
     )
@@ -184,9 +187,20 @@ def _prepare(home: OwnerHome, invitation: Invitation) -> SigningKey:
     return SigningKey.from_pem(home.signing_key.read_bytes(), name=name)
 
 
-def _enrolment(chain: Chain, key: SigningKey) -> Said:
+def _enrolment(home: OwnerHome, chain: Chain, key: SigningKey, root: TrustedRoot) -> Said:
     earlier = chain.statements()
-    return earlier[0] if earlier else chain.say(OwnerEnrol, public_key=str(key.verifier))
+    if earlier:
+        return earlier[0]
+    witness = Witness.of(_witness_key(home, root.federation, chain.party))
+    return chain.say(OwnerEnrol, public_key=str(key.verifier), witness_key=str(witness))
+
+
+def _witness_key(home: OwnerHome, federation: str, party: str) -> SigningKey:
+    """What this owner's daemon cosigns with; made when it is needed first."""
+    name = witness_key_name(federation, party)
+    if not home.witness_key.exists():
+        write_secret(home.witness_key, SigningKey.generate(name).to_pem())
+    return SigningKey.from_pem(home.witness_key.read_bytes(), name=name)
 
 
 def _toml(settings: OwnerSettings) -> str:
@@ -217,10 +231,44 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     if stop is not None:
         Thread(target=_close_when, args=(stop, ended, client), daemon=True).start()
     try:
-        yield Membership(home, settings, root, Chain(home.statements, party=settings.owner, key=key, root=root), client)
+        chain = Chain(home.statements, party=settings.owner, key=key, root=root)
+        yield Membership(home, settings, root, chain, client, _witness_in_log(home, chain, root))
     finally:
         ended.set()
         client.close()
+
+
+def _witness_in_log(home: OwnerHome, chain: Chain, root: TrustedRoot) -> SigningKey | None:
+    enrolment = next((said.statement for said in chain.statements() if isinstance(said.statement, OwnerEnrol)), None)
+    if enrolment is None or enrolment.witness_key is None or not home.witness_key.exists():
+        return None
+    return _witness_key(home, root.federation, chain.party)
+
+
+def cosign_checkpoint(member: Membership, checkpoint: bytes) -> bool:
+    """Cosign a checkpoint that was found to continue what this owner saw; False where that is done or has no key."""
+    if member.witness is None:
+        return False
+    note = Note.parse(checkpoint)
+    if cosigned(note, [Witness.of(member.witness)]):
+        return False
+    ours = Note(note.text, (*note.signatures[:1], cosign(note.text, member.witness, at=datetime.now(UTC))))
+    data = bytes(ours)
+    egress.record(member.home.ledger, "cosignature", name="checkpoint", digest=digest_of(data), size_bytes=len(data))
+    member.client.cosign(data)
+    return True
+
+
+def wait_for_quorum(member: Membership) -> None:
+    """Wait until as many of the witnesses that this owner trusts have cosigned the log's head as its settings ask for.
+
+    Raises:
+        UnavailableError: patience ended; the message says who did.
+        VerificationError: a cosignature does not hold.
+    """
+    settings = member.settings
+    if settings.quorum:
+        member.client.wait_for_quorum([Witness.parse(line) for line in settings.witnesses], settings.quorum)
 
 
 def _close_when(stop: Event, ended: Event, client: Client) -> None:

@@ -31,7 +31,7 @@ from owner_client.chain import Chain, Said
 from owner_client.client import OnBytes
 from owner_client.config import ConsentSettings
 from owner_client.egress import EgressPlan
-from owner_client.membership import REFUSALS, Membership, record_statement, send
+from owner_client.membership import REFUSALS, Membership, record_statement, send, wait_for_quorum
 
 _BACKDATED: Final = timedelta(minutes=5)
 _TRAINER: Final = "owner_client.train"
@@ -92,6 +92,7 @@ def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> Con
         NotFoundError: the terms' file is not there.
     """
     terms = read_required(settings.terms, hint="name the file with the terms that you agree to")
+    wait_for_quorum(member)
     now = datetime.now(UTC)
     with member.chain.turn():
         send_unsent(member)
@@ -211,6 +212,7 @@ def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:
     planned = plan_submission(member, base=base)
     expert = expert_directory(member, base)
     summary = json.loads(read_required(expert / egress.TRAINING_NAME, hint="train again"))
+    wait_for_quorum(member)
     with member.chain.turn():
         send_unsent(member)
         if any(is_other_upload(said, planned) for said in member.chain.pending()):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import ConcordError, UnavailableError, VerificationError
-from common.files import write_atomic
+from common.files import taking_turns, write_atomic
 from common.trust.manifest import digest_of
 from common.trust.note import Checkpoint
 from common.trust.root import TrustedRoot
@@ -35,22 +35,29 @@ class Pins:
         Raises:
             VerificationError: not signed by the log, or it contradicts the pinned one; both are then in `evidence`.
         """
-        seen, pinned = check_checkpoint(self._root, note), self.pinned()
-        if pinned == seen:
-            return seen
-        if pinned is not None:
-            older, newer = sorted((pinned, seen), key=lambda checkpoint: checkpoint.size)
-            try:
-                proof = () if older.size in (0, newer.size) else fetch_proof(older.size, newer.size)
-                check_growth(older, newer, proof=proof)
-            except UnavailableError:
-                raise
-            except ConcordError as error:  # also where the log will not prove it: it has forgotten what it signed
-                self._keep_evidence(note)
-                raise VerificationError(f"{error}; both checkpoints are kept in {self._evidence}") from error
-        if pinned is None or seen.size > pinned.size:
-            write_atomic(self._path, note)
-        return seen
+        seen = check_checkpoint(self._root, note)
+        while True:
+            pinned = self.pinned()
+            self._compare(seen, pinned, note, fetch_proof)
+            with taking_turns(self._path.with_name(f".{self._path.name}.lock")):
+                if self.pinned() != pinned:
+                    continue  # another process pinned meanwhile: what was compared is not what must be continued
+                if pinned is None or seen.size > pinned.size:
+                    write_atomic(self._path, note)
+                return seen
+
+    def _compare(self, seen: Checkpoint, pinned: Checkpoint | None, note: bytes, fetch_proof: FetchProof) -> None:
+        if pinned is None or pinned == seen:
+            return
+        older, newer = sorted((pinned, seen), key=lambda checkpoint: checkpoint.size)
+        try:
+            proof = () if older.size in (0, newer.size) else fetch_proof(older.size, newer.size)
+            check_growth(older, newer, proof=proof)
+        except UnavailableError:
+            raise
+        except ConcordError as error:  # also where the log will not prove it: it has forgotten what it signed
+            self._keep_evidence(note)
+            raise VerificationError(f"{error}; both checkpoints are kept in {self._evidence}") from error
 
     def _keep_evidence(self, note: bytes) -> None:
         self._evidence.mkdir(parents=True, exist_ok=True)

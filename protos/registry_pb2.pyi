@@ -28,6 +28,16 @@ class GetCheckpointReply(_message.Message):
     checkpoint: bytes
     def __init__(self, checkpoint: _Optional[bytes] = ...) -> None: ...
 
+class CosignRequest(_message.Message):
+    __slots__ = ("checkpoint",)
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: bytes
+    def __init__(self, checkpoint: _Optional[bytes] = ...) -> None: ...
+
+class CosignReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class GetConsistencyRequest(_message.Message):
     __slots__ = ("old_size", "new_size")
     OLD_SIZE_FIELD_NUMBER: _ClassVar[int]

@@ -44,6 +44,11 @@ class RegistryStub:
                 request_serializer=protos_dot_registry__pb2.GetCheckpointRequest.SerializeToString,
                 response_deserializer=protos_dot_registry__pb2.GetCheckpointReply.FromString,
                 _registered_method=True)
+        self.Cosign = channel.unary_unary(
+                '/concord.v1.Registry/Cosign',
+                request_serializer=protos_dot_registry__pb2.CosignRequest.SerializeToString,
+                response_deserializer=protos_dot_registry__pb2.CosignReply.FromString,
+                _registered_method=True)
         self.GetConsistency = channel.unary_unary(
                 '/concord.v1.Registry/GetConsistency',
                 request_serializer=protos_dot_registry__pb2.GetConsistencyRequest.SerializeToString,
@@ -72,7 +77,14 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """The latest signed checkpoint.
+        """The latest signed checkpoint, with the cosignatures that are there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cosign(self, request, context):
+        """Keep the caller's cosignature under a checkpoint (C2SP tlog-cosignature).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +123,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.GetCheckpoint,
                     request_deserializer=protos_dot_registry__pb2.GetCheckpointRequest.FromString,
                     response_serializer=protos_dot_registry__pb2.GetCheckpointReply.SerializeToString,
+            ),
+            'Cosign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cosign,
+                    request_deserializer=protos_dot_registry__pb2.CosignRequest.FromString,
+                    response_serializer=protos_dot_registry__pb2.CosignReply.SerializeToString,
             ),
             'GetConsistency': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConsistency,
@@ -182,6 +199,33 @@ class Registry:
             '/concord.v1.Registry/GetCheckpoint',
             protos_dot_registry__pb2.GetCheckpointRequest.SerializeToString,
             protos_dot_registry__pb2.GetCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cosign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/concord.v1.Registry/Cosign',
+            protos_dot_registry__pb2.CosignRequest.SerializeToString,
+            protos_dot_registry__pb2.CosignReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,7 +44,7 @@ OPTIONS = {
     "owner run": "home json",
     "owner status": "home json",
     "owner ledger": "home json",
-    "audit verify": "root checkpoint json",
+    "audit verify": "root checkpoint quorum witnesses json",
     "audit log": "root json",
     "audit release": "root json",
     "audit owner": "root json",

@@ -11,6 +11,7 @@ from functools import singledispatchmethod
 from typing import Final
 
 from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotFoundError, NotPermittedError
+from common.trust.cosignature import Witness
 from common.trust.manifest import digest_of
 from common.trust.note import Note, Verifier
 from common.trust.root import TrustedRoot
@@ -45,6 +46,7 @@ class Party:
     next_seq: int = 0
     head: str | None = None
     revoked_key_ids: frozenset[str] = frozenset()
+    witness: Witness | None = None
 
     def verifier(self, key_id: str) -> Verifier | None:
         """The key with this id, while it signs for the party."""
@@ -105,6 +107,11 @@ class History:
 
     def __post_init__(self) -> None:
         self.parties.setdefault(COORDINATOR, Party((self.root.coordinator,)))
+
+    @property
+    def witnesses(self) -> list[Witness]:
+        """Of all owners that have one."""
+        return [party.witness for party in self.parties.values() if party.witness is not None]
 
     def check(self, entry: bytes) -> Statement:
         """The statement in `entry`, if it may be the next entry of this log; changes nothing.
@@ -174,6 +181,14 @@ class History:
     @_check.register
     def _(self, statement: OwnerEnrol) -> None:
         _only_owner(statement)
+        if statement.witness_key is None:
+            return
+        witness = Witness.parse(statement.witness_key)
+        if witness.name != witness_key_name(statement.federation, statement.party):
+            raise MalformedError(f"the witness key of {statement.party} may not be called {witness.name!r}")
+        # Else one witness's cosignature could be shown as another's too: it does not say whose it is.
+        if witness.public_key in {known.public_key for known in self.witnesses}:
+            raise ConflictError(f"the witness key of {statement.party} is another owner's; make a new one")
 
     @_check.register
     def _(self, statement: OwnerKeyAdd) -> None:
@@ -290,7 +305,8 @@ class History:
 
     @_apply.register
     def _(self, statement: OwnerEnrol) -> None:
-        self.parties[statement.party] = Party((Verifier.parse(statement.public_key),))
+        witness = None if statement.witness_key is None else Witness.parse(statement.witness_key)
+        self.parties[statement.party] = Party((Verifier.parse(statement.public_key),), witness=witness)
 
     @_apply.register
     def _(self, statement: OwnerKeyAdd) -> None:
@@ -385,6 +401,11 @@ def first_lapse(history: History, experts: Sequence[ReleasedExpert]) -> str | No
 def owner_key_name(federation: str, party: str) -> str:
     """What an owner's signing key is called in notes."""
     return f"{federation}/owner/{party}"
+
+
+def witness_key_name(federation: str, party: str) -> str:
+    """What the key is called that an owner's daemon cosigns checkpoints with."""
+    return f"{federation}/witness/{party}"
 
 
 def _only_coordinator(statement: Statement) -> None:

@@ -2,7 +2,7 @@
 
 Specs: c2sp.org/signed-note (Ed25519, signature type 0x01), c2sp.org/tlog-checkpoint, c2sp.org/tlog-proof. Every
 `parse` is the inverse of formatting: what does not come back byte for byte is a `MalformedError`. Stricter than the
-specs on purpose: at most 16 signatures, no extension lines in a checkpoint, no extra data in a proof, and a note on
+specs on purpose: at most 128 signatures, no extension lines in a checkpoint, no extra data in a proof, and a note on
 which one of our keys signed twice is refused. Hashing is in `merkle.py`; what statements say is in `statements.py`.
 """
 
@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from common.errors import MalformedError, TooLargeError, VerificationError
 from common.trust.merkle import HASH_BYTES, MAX_SIZE
 
-MAX_SIGNATURES: Final = 16
+MAX_SIGNATURES: Final = 128
+"""Room for the cosignatures of many witnesses."""
 MAX_NOTE_BYTES: Final = 64 * 1024
 
 _ED25519_TYPE: Final = b"\x01"

@@ -106,10 +106,14 @@ class Statement(_Strict):
 
 
 class OwnerEnrol(Statement):
-    """An owner joins with this signing key. Signed by that key (possession) and by the coordinator (admission)."""
+    """An owner joins with this signing key, and the key that its daemon cosigns checkpoints with as a witness.
+
+    Signed by the signing key (possession) and by the coordinator (admission).
+    """
 
     type: ClassVar[str] = "owner.enrol"
     public_key: Line
+    witness_key: Line | None = None
 
 
 class OwnerKeyAdd(Statement):

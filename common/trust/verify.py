@@ -1,6 +1,6 @@
 """The verification plan, step by step; every failure names its step. No I/O and no clock: both are arguments.
 
-1. The checkpoint is signed by the log (C2SP tlog-checkpoint).
+1. The checkpoint is signed by the log (C2SP tlog-checkpoint) and cosigned by as many witnesses as are asked for.
 2. The log only grew since the last checkpoint seen (RFC 6962 section 2.1.2).
 3. The entries replay to the checkpoint's root hash, none missing and none added.
 4. Every statement parses, is signed by the key of its party at that point, and no party's sequence is broken.
@@ -21,8 +21,9 @@ from typing import Final
 
 from common.errors import ConcordError, VerificationError
 from common.trust import merkle
+from common.trust.cosignature import Witness, cosigned
 from common.trust.history import MAX_BACKDATING, History, withdrawals_due
-from common.trust.note import Checkpoint, Proof, open_checkpoint
+from common.trust.note import Checkpoint, Note, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
 from common.trust.statements import TYPE_PREFIX, ReleasePublish, parse_time
 
@@ -52,6 +53,17 @@ def check_checkpoint(root: TrustedRoot, data: bytes) -> Checkpoint:
         return open_checkpoint(data, log=root.log, origin=root.origin)
     except ConcordError as error:
         raise StepFailed(1, str(error)) from error
+
+
+def check_quorum(data: bytes, witnesses: Sequence[Witness], *, quorum: int) -> list[str]:
+    """Step 1, the witnesses' part: the names of those that cosigned the checkpoint's note `data`, `quorum` or more."""
+    try:
+        found = list(cosigned(Note.parse(data), witnesses))
+    except ConcordError as error:
+        raise StepFailed(1, str(error)) from error
+    if len(found) < quorum:
+        raise StepFailed(1, f"{len(found)} of {len(witnesses)} witnesses cosigned; {quorum} are asked for")
+    return found
 
 
 def check_growth(old: Checkpoint | None, new: Checkpoint, *, proof: Sequence[bytes]) -> None:
