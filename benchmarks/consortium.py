@@ -24,9 +24,9 @@ from common.evaluate import Domain, Scores, prepare, score, token_nats
 from common.jobs import run_job
 from common.mixed import mixed_documents
 from common.model import hf
+from common.model.assembly import assemble
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
-from coordinator.assembler import assemble
 
 PUBLIC = "public"
 UNSEEN = "public-unseen"

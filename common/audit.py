@@ -89,6 +89,7 @@ class Report:
 
     @history.setter
     def history(self, history: History) -> None:
+        """Keep what step 4 folded."""
         self._history = history
 
     def found(self, step: int, text: str) -> None:
@@ -218,7 +219,7 @@ def _check_gone(public: Path, history: History, now: datetime) -> None:
             raise StepFailed(7, f"{directory} is still published; entry {index} withdrew it")
     causes = {history.revocations[index].grant_id: index for index in overdue}
     for digest, grant_id in taken_back(history).items():
-        path = _object(public, digest)
+        path = object_path(public, digest)
         if grant_id in causes and path.exists():
             raise StepFailed(7, f"objects/{path.name} is still published; entry {causes[grant_id]} takes it back")
 
@@ -233,7 +234,8 @@ def logged_manifests(public: Path, history: History) -> dict[Path, str]:
     }
 
 
-def _object(public: Path, digest: str) -> Path:
+def object_path(public: Path, digest: str) -> Path:
+    """Where a published file is, by its digest."""
     return public / "objects" / digest.removeprefix("sha256:")
 
 
@@ -298,7 +300,7 @@ def _expert(public: Path, base: Path, history: History, release: Release, slot: 
     grant = history.grants[history.grant_ids[released.grant_index]]
     contribution = history.contributions_by_index[released.contribute_index]
     digest = contribution.statement.files[EXPERT_NAME].digest
-    path = _object(public, digest)
+    path = object_path(public, digest)
     read_required_file(path)
     if digest_of_file(path) != digest:
         raise StepFailed(8, f"the expert of {grant.statement.party} is not {digest}")

@@ -56,7 +56,7 @@ def about_release(report: Report, name: str) -> ReleaseAnswer:
         NotFoundError: the log names no such release.
     """
     history = report.history
-    release = _release(history, name)
+    release = release_called(history, name)
     said = release.statement
     members = []
     for expert in said.experts:
@@ -229,7 +229,8 @@ def _compare(before: Path, after: Path, *, slots: dict[int, int]) -> int:
     return len(new)
 
 
-def _release(history: History, name: str) -> Release:
+def release_called(history: History, name: str) -> Release:
+    """The release of that name; `NotFoundError` where the log names none."""
     if name not in history.releases:
         known = ", ".join(history.releases) or "none yet"
         raise NotFoundError(f"the log names no release {name!r}; there are: {known}")

@@ -1,6 +1,7 @@
 """`concord audit`: what an auditor does. Needs no connection, no account and nobody's word."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from common.audit import Report, audit
 from common.audit_answers import ReleaseAnswer, about_owner, about_release, describe, removal
 from common.audit_bundle import audit_bundle, export
+from common.audit_rebuild import rebuild
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
 from common.errors import MalformedError, VerificationError
@@ -161,6 +163,25 @@ def show_removal(
             reporter.step(f"gone: {left}, expert {digest}")
         reporter.step(f"as before: {', '.join(found.kept) or 'nobody else'}; {found.num_tensors} tensors compared")
         reporter.result({"left": found.left, "kept": list(found.kept), "tensors": found.num_tensors})
+
+
+@app.command("rebuild")
+def rebuild_release(
+    name: Annotated[str, typer.Argument(help="Name of the release, such as release-1.")],
+    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
+    root: RootOption = None,
+    output: Annotated[Path | None, typer.Option(help="Keep what is made in this new directory.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a release again from its inputs and compare: the same bytes, file by file. Keep it with --output."""
+    with reporting(as_json) as reporter, TemporaryDirectory(prefix="concord-rebuild-") as folder:
+        report = _holding(_audit(public, _trusted(root), log_alone=True))
+        target = existing(output) if output else Path(folder) / name
+        found = rebuild(existing(public), report, name, target)
+        reporter.step(f"{name} made again from its inputs: {len(found.made)} files, the same bytes as published")
+        for file in found.taken_over:
+            reporter.step(f"{file} is what the coordinator measured; it was taken over as it is")
+        reporter.result({"release": name, "files": list(found.made), "taken_over": list(found.taken_over)})
 
 
 @app.command("export")

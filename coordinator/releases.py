@@ -15,11 +15,11 @@ from typing import Final
 
 from common.errors import ConflictError, ConsentError, NotFoundError, UnavailableError
 from common.files import exclusive
+from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
 from common.trust.history import Contribution, Grant, History, first_lapse, left_out, releasable_experts
 from common.trust.manifest import Manifest
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
-from coordinator.assembler import assemble
 from coordinator.home import Coordinator
 from coordinator.withdrawal import take_down
 

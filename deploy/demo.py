@@ -21,8 +21,8 @@ from common.console import Reporter, job_progress
 from common.errors import MalformedError, NotFoundError
 from common.files import write_atomic
 from common.jobs import run_job
+from common.model.assembly import assemble
 from common.model.expert import EXPERT_NAME, read_config
-from coordinator.assembler import assemble
 from coordinator.evaluation import domains_in
 from deploy import corpora
 from deploy.processes import Command, Fields, MemoryMeter

@@ -49,6 +49,7 @@ OPTIONS = {
     "audit release": "root json",
     "audit owner": "root json",
     "audit removal": "root json",
+    "audit rebuild": "root output json",
     "audit export": "output json",
     "demo": "data owners workdir keep seed json",
 }
@@ -144,6 +145,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, "subprocess.Comp
     do("audit release", "release-2", home / "public")
     do("audit owner", "archive", home / "public")
     do("audit removal", "release-1", "release-2", home / "public")
+    do("audit rebuild", "release-1", home / "public")
     do("audit export", home / "public", "--output", path / "bundle.zip")
     do("owner new-key", "--name", "json.test/owner/archive", "--output", path / "new.key")
     return outputs
@@ -174,6 +176,7 @@ SAID = {
     "audit log": {"event", "audit", "entries"},
     "audit owner": {"event", "owner", "entries", "releases"},
     "audit removal": {"event", "left", "kept", "tensors"},
+    "audit rebuild": {"event", "release", "files", "taken_over"},
     "audit export": {"event", "bundle", "entries"},
 }  # fmt: skip
 

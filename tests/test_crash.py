@@ -21,10 +21,10 @@ from threading import Event, Thread
 import pytest
 
 from common.audit import audit
+from common.model.assembly import assemble
 from common.trust.manifest import Manifest, check_directory, digest_of
 from common.trust.note import Note, Proof
 from coordinator import home as coordinator_home
-from coordinator.assembler import assemble
 from coordinator.config import CoordinatorSettings
 from coordinator.home import open_home
 from coordinator.releases import publish_base

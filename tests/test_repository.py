@@ -37,14 +37,14 @@ ONLY_IN = {
     "sqlalchemy": r"coordinator\.(store|log|registry|enrolment)",
     "flwr": r"^$",
     "psutil": r"deploy\..*",
-    "transformers": r"^$",
+    "transformers": r"common\.text_encoder",
     "torch": (
-        r"common\.(job|loss|training|tune|evaluate)|common\.model\.(hf|moe|router_rows|transformer)"
+        r"common\.(job|loss|training|tune|evaluate|embedder|text_encoder)|common\.model\.(hf|moe|router_rows|transformer)"
         r"|owner_client\.(train|router_init|anchor)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
     ),
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
-    "numpy": r"common\.(data|evaluate|ensemble|text_classifier)|common\.model\.checkpoint",
+    "numpy": r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder)|common\.model\.checkpoint",
     "cryptography": r"common\.trust\.(note|pki)",
 }
 TRUST_MAY_IMPORT = {"cryptography", "pydantic", "rfc8785", "typer"}
@@ -171,7 +171,7 @@ def test_a_cycle_would_be_found() -> None:
     [
         ("coordinator.daemon", "torch numpy transformers flwr owner_client"),
         ("coordinator.cli", "torch numpy transformers flwr grpc owner_client"),
-        ("coordinator.assembler", "torch numpy transformers flwr grpc sqlalchemy owner_client"),
+        ("common.model.assembly", "torch numpy transformers flwr grpc sqlalchemy owner_client"),
         ("coordinator.intake", "torch numpy transformers flwr grpc owner_client"),
         ("coordinator.releases", "torch numpy transformers flwr grpc owner_client"),
         ("owner_client.daemon", "torch numpy transformers flwr sqlalchemy coordinator"),

@@ -12,9 +12,6 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final, Self
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from common.errors import MalformedError, VerificationError
 from common.trust.note import Note, Signature, SigningKey, Verifier
 
@@ -78,20 +75,20 @@ class Witness:
         if len(data) != _TIME_BYTES + _SIGNATURE_BYTES or not 0 < seconds <= _LATEST:
             raise VerificationError(f"the cosignature by {self.name} has no such form or time")
         try:
-            Ed25519PublicKey.from_public_bytes(self.public_key).verify(data[_TIME_BYTES:], _message(text, seconds))
-        except InvalidSignature as error:
+            Verifier(self.name, self.public_key).verify(_message(text, seconds), data[_TIME_BYTES:])
+        except VerificationError as error:
             raise VerificationError(f"the cosignature by {self.name}+{self.key_id} does not hold") from error
         return datetime.fromtimestamp(seconds, UTC)
 
 
-def _message(text: str, seconds: int) -> bytes:
-    return f"cosignature/v1\ntime {seconds}\n{text}".encode()
+def _message(text: str, seconds: int) -> str:
+    return f"cosignature/v1\ntime {seconds}\n{text}"
 
 
 def cosign(text: str, key: SigningKey, *, at: datetime) -> Signature:
     """The cosignature of a checkpoint's text; only for one that continues all that was cosigned before."""
     seconds = int(at.timestamp())
-    data = seconds.to_bytes(_TIME_BYTES, "big") + key.private_key.sign(_message(text, seconds))
+    data = seconds.to_bytes(_TIME_BYTES, "big") + key.sign(_message(text, seconds))
     return Signature(key.name, Witness.of(key).key_id, data)
 
 
