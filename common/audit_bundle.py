@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from common.audit import ROOT_NAME, Finding, Report, audit, check_manifest, logged_manifests
+from common.audit_fetch import fetch_log, fetch_manifests
 from common.errors import ConcordError, MalformedError, TooLargeError
 from common.files import read_required
 from common.trust.cosignature import Witness
@@ -90,7 +91,7 @@ def unpack(bundle: Path, directory: Path) -> None:
 
 
 def audit_bundle(
-    bundle: Path,
+    bundle: Path | str,
     *,
     root: TrustedRoot | None = None,
     last_seen: bytes | None = None,
@@ -99,12 +100,18 @@ def audit_bundle(
 ) -> Report:
     """Steps 1 to 6 over a bundle, and of step 7 that its manifests are those that the log names.
 
-    Arguments and errors are those of `common.audit.audit` and of `unpack`.
+    The same of what is published at an address. Arguments and errors are those of `common.audit.audit`, `unpack` and
+    `common.audit_fetch.fetch_log`.
     """
     with TemporaryDirectory(prefix="concord-audit-") as folder:
         public = Path(folder)
-        unpack(bundle, public)
+        if isinstance(bundle, str):
+            fetch_log(bundle, public)
+        else:
+            unpack(bundle, public)
         report = audit(public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses)
+        if report.holds and isinstance(bundle, str):
+            fetch_manifests(bundle, public, logged_manifests(public, report.history))
         if report.holds:
             _check_manifests(public, report)
     return report
@@ -119,7 +126,7 @@ def _check_manifests(public: Path, report: Report) -> None:
         found = str(error if isinstance(error, StepFailed) else StepFailed(7, str(error)))
         report.findings.append(Finding(7, holds=False, found=found))
     else:
-        report.found(7, f"{len(logged)} manifests as logged; a bundle holds no weights to compare with them")
+        report.found(7, f"{len(logged)} manifests as logged; there are no weights here to compare with them")
 
 
 def _check(bundle: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -9,6 +9,7 @@ import typer
 from common.audit import Report, audit
 from common.audit_answers import ReleaseAnswer, about_owner, about_release, describe, removal
 from common.audit_bundle import audit_bundle, export
+from common.audit_fetch import is_address
 from common.audit_rebuild import rebuild
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
@@ -19,7 +20,7 @@ from common.trust.root import TrustedRoot
 from common.trust.statements import Statement
 
 PublicArgument = Annotated[
-    Path, typer.Argument(help="The coordinator's public directory, a copy of it, or a bundle made by export.")
+    str, typer.Argument(help="The coordinator's public directory or a copy, a bundle made by export, or an address.")
 ]
 RootOption = Annotated[Path | None, typer.Option(help="The trusted root you were given out of band.")]
 
@@ -149,7 +150,7 @@ def owner(
 def show_removal(
     before: Annotated[str, typer.Argument(help="The release with the owner.")],
     after: Annotated[str, typer.Argument(help="The release without.")],
-    public: PublicArgument,
+    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -206,7 +207,7 @@ def _witnesses(path: Path) -> list[Witness]:
 
 
 def _audit(
-    public: Path,
+    public: Path | str,
     root: TrustedRoot | None,
     *,
     last_seen: bytes | None = None,
@@ -214,8 +215,8 @@ def _audit(
     quorum: int = 0,
     witnesses: list[Witness] | None = None,
 ) -> Report:
-    place = existing(public)
-    if place.is_file():
+    place = public if isinstance(public, str) and is_address(public) else existing(Path(public))
+    if isinstance(place, str) or place.is_file():
         return audit_bundle(place, root=root, last_seen=last_seen, quorum=quorum, witnesses=witnesses)
     return audit(place, root=root, last_seen=last_seen, log_alone=log_alone, quorum=quorum, witnesses=witnesses)
 

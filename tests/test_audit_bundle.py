@@ -138,7 +138,7 @@ def test_commands_export_check_and_answer(original: Published, tmp_path: Path) -
     assert concord("audit", "export", original.path, "--output", bundle).returncode == 0
     verified = concord("audit", "verify", bundle)
     assert verified.returncode == 0, verified.stderr
-    assert "a bundle holds no weights" in " ".join((verified.stdout + verified.stderr).split())
+    assert "there are no weights here" in " ".join((verified.stdout + verified.stderr).split())
     assert concord("audit", "owner", "archive", bundle).returncode == 0
     refused = concord("audit", "removal", "release-1", "release-2", bundle)
     assert refused.returncode != 0
