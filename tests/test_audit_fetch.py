@@ -82,8 +82,8 @@ def test_a_file_that_is_not_there_is_named(original: Published, tmp_path: Path) 
         pytest.raises(NotFoundError, match=r"releases/release-1/manifest\.json is not"),
     ):
         audit_bundle(address)
-    with served(tmp_path / "published") as address, pytest.raises(NotFoundError, match="log/checkpoint is not there"):
-        shutil.rmtree(original.path / "log")
+    shutil.rmtree(original.path / "log")
+    with served(original.path) as address, pytest.raises(NotFoundError, match="log/checkpoint is not there"):
         fetch_log(address, tmp_path / "x")
 
 
