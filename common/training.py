@@ -441,6 +441,20 @@ def finished(config: TrainingConfig, fingerprint: str) -> dict[str, object] | No
     raise ConflictError(f"{output} is there already and is not this job's; choose another output or remove it")
 
 
+def unseen_share(base: Path) -> float:
+    """Share of the public documents that the model in `base` was not trained on; 0 where its record says none."""
+    path = base / RESULT_FILE
+    if not path.exists():
+        return 0.0
+    try:
+        share = float(json.loads(path.read_text()).get("config", {}).get("unseen_share", 0.0))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise MalformedError(f"{path}: cannot be read ({error}); is this a public model's directory?") from error
+    if not 0 <= share < 1:
+        raise MalformedError(f"{path}: an unseen share of {share} is none")
+    return share
+
+
 def write_record(directory: Path, record: Mapping[str, object]) -> None:
     """Write `training.json`: the resolved configuration and what came of it."""
     (directory / RESULT_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

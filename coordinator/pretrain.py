@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from common import tokenizer, training
-from common.data import Batch, MixtureState, PackedText, batches, read_split
+from common.data import Batch, MixtureState, PackedText, batches, read_split, set_unseen_aside
 from common.errors import MalformedError
 from common.job import StopSignal
 from common.loss import LossFunction, language_loss
@@ -39,6 +39,8 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
 
     public: Path
     """Folder or file of public documents; its train split is read."""
+    unseen_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the public documents, by their hash, that is left out, for what compares the model with experts."""
     annealing: Path | None = None
     """Likewise the text of the `anneal_steps`, as a rule a better part of the public one; by default the same text."""
     vocab_size: int = Field(ge=tokenizer.MIN_VOCAB_SIZE)
@@ -78,7 +80,7 @@ def main(arguments: list[str]) -> int:
 
 def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     """Make the base directory, or find that an earlier run made it; returns what `training.json` records."""
-    documents = read_split(config.public, "train")
+    _, documents = set_unseen_aside(read_split(config.public, "train"), share=config.unseen_share)
     annealing = None if config.annealing is None else read_split(config.annealing, "train")
     fingerprint = training.fingerprint(
         config,

@@ -144,6 +144,9 @@ def proxies(
     data: Annotated[Path | None, typer.Option(help="Folder of your own text; it never leaves.")] = None,
     public: Annotated[Path | None, typer.Option(help="Folder of the public text they are chosen from.")] = None,
     encoder: Annotated[Path | None, typer.Option(help="Folder of a small encoder to fine-tune for the choice.")] = None,
+    unseen_share: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of public text that the public model was not trained on.")
+    ] = 0.0,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,7 +156,7 @@ def proxies(
     if own is None or common_text is None:
         raise NotFoundError("your text and public text are needed: give --data and --public, or set them in owner.toml")
     target = existing(output)
-    job = {"data": own, "public": common_text, "count": count, "output": target}
+    job = {"data": own, "public": common_text, "count": count, "output": target, "unseen_share": unseen_share}
     if encoder is not None:
         job["encoder"] = existing(encoder)
     with reporting(as_json) as reporter:

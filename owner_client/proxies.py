@@ -8,7 +8,7 @@ could be told apart; nothing of the owner's text is in it.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,8 @@ class ProxyJob(BaseModel, frozen=True, extra="forbid"):
     """How many public documents to choose, at most."""
     min_score: float = Field(default=0.0, ge=0, le=1)
     """How likely a document must be the owner's kind to be chosen."""
+    unseen_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the public documents that the public model was not trained on: proxies are chosen from these alone."""
     output: Path
     encoder: Path | None = None
     """Directory of a small encoder to fine-tune for the choice; by default a light linear classifier chooses."""
@@ -62,6 +64,9 @@ def select(config: ProxyJob) -> Proxies:
         NotFoundError: none is likely enough to be the owner's kind.
     """
     own, public = data.read_corpus(config.data), data.read_corpus(config.public)
+    if config.unseen_share:
+        unseen, _ = data.set_unseen_aside(public.train, share=config.unseen_share)
+        public = replace(public, train=tuple(unseen))
     if len(public.train) < config.count:
         raise MalformedError(
             f"{config.public}: {len(public.train)} public documents, and {config.count} proxies are asked for; "

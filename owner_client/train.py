@@ -30,9 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import training
-from common.data import Batch, Document, MixtureState, PackedText, batches, read_split
+from common.data import Batch, Document, MixtureState, PackedText, batches, read_split, set_unseen_aside
 from common.embedder import Embedder, directory_digest, embedded_difference
-from common.errors import JobFailedError
+from common.errors import JobFailedError, MalformedError
 from common.job import StopSignal
 from common.loss import Loss, TensorBatch, language_loss
 from common.model import hf, partition
@@ -59,9 +59,12 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Folder or file of the owner's documents; its train split is read."""
     public: Path
     """Folder or file of public documents, which every owner has; its train split is read."""
-    negative_share: float = Field(default=0.3, ge=0, lt=1)
+    unseen_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the public documents that the public model was not trained on; these alone are read. By default what
+    the base's own record says, and all of them where it says nothing."""
+    negative_share: float = Field(default=0.125, ge=0, lt=1)
     """Share of each batch that is public text."""
-    public_anchor: float = Field(default=0.5, ge=0)
+    public_anchor: float = Field(default=2.0, ge=0)
     """Weight of the distance to the public expert's output on public text (`anchor`); the paper has none."""
     router_learning_rate: float = Field(default=0.0, ge=0)
     """For router rows; the paper trains them at `learning_rate`, at 0 they stay as initialised."""
@@ -105,7 +108,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     Raises:
         JobFailedError: training changed something that is not the owner's; nothing is written.
     """
-    documents = read_split(config.data, "train"), read_split(config.public, "train")
+    documents = read_split(config.data, "train"), _public_documents(config)
     public_model = hf.load(config.base, device=config.device, dtype=torch.float32)
     base_digest = training.digest_tensors(public_model.state_dict())
     fingerprint = training.fingerprint(
@@ -153,6 +156,24 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     }
     training.publish(config.output, partial(_write, model, record), checkpoint=config.checkpoint_folder)
     return record
+
+
+def _public_documents(config: ExpertJob) -> Sequence[Document]:
+    """Public documents that the public model was not trained on, or all of them where it was trained on all.
+
+    Raises:
+        MalformedError: none is left.
+    """
+    documents = read_split(config.public, "train")
+    share = training.unseen_share(config.base) if config.unseen_share is None else config.unseen_share
+    if share == 0:
+        return documents
+    unseen, _ = set_unseen_aside(documents, share=share)
+    if not unseen:
+        raise MalformedError(
+            f"{config.public}: none of {len(documents)} documents is unseen at share {share}; add more"
+        )
+    return unseen
 
 
 def expert_loss(output: ModelOutput, batch: TensorBatch, *, config: ExpertJob, anchor: PublicAnchor) -> Loss:

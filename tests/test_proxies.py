@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from common.data import document, read_split, write_documents
+from common.data import document, read_split, set_unseen_aside, write_documents
 from common.errors import MalformedError, NotFoundError
 from common.text_classifier import TextClassifier
 from owner_client import proxies
@@ -96,3 +96,14 @@ def test_a_small_encoder_can_choose_instead(corpora: Path, tmp_path: Path) -> No
     (encoder / "model.safetensors").rename(encoder / "model.bin")
     with pytest.raises(MalformedError, match="pickled"):
         proxies.select(_job(corpora, encoder=encoder))
+
+
+def test_proxies_come_from_what_the_public_model_has_not_seen(corpora: Path) -> None:
+    public = read_split(corpora / "public", "train")
+    unseen, seen = set_unseen_aside(public, share=0.5)
+    assert {each.digest for each in unseen} | {each.digest for each in seen} == {each.digest for each in public}
+    assert 30 < len(unseen) < 70
+    found = proxies.select(_job(corpora, count=len(unseen), unseen_share=0.5))
+    assert set(found.ids) == {each.digest for each in unseen}
+    with pytest.raises(MalformedError, match=f"{len(unseen)} public documents, and {len(unseen) + 1} proxies"):
+        proxies.select(_job(corpora, count=len(unseen) + 1, unseen_share=0.5))

@@ -47,4 +47,5 @@ def expert_config(text: Path, base: Path, output: Path, **changes: object) -> di
     """An owner's job on that base."""
     places = {"base": str(base), "data": str(text / "own"), "public": str(text / "public"), "output": str(output)}
     steps = {"steps": 30, "batch_size": 4, "sequence_length": 32, "learning_rate": 1e-2, "warmup_steps": 3}
-    return {**places, "router_sequences": 16, **steps, **changes}
+    negatives = {"negative_share": 0.3, "public_anchor": 0.5}
+    return {**places, "router_sequences": 16, **steps, **negatives, **changes}
