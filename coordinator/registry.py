@@ -5,7 +5,8 @@ disagree with it. Within a write transaction the history is brought up to the lo
 processes (the daemon, `publish`, `release`) may record at the same time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import RLock
@@ -44,6 +45,27 @@ class Recorded:
     leaf_index: int
     entry: bytes
     statement: Statement
+
+
+class _Appending:
+    """One append within a write transaction, checked against the history of all that is in the log."""
+
+    def __init__(self, connection: Connection, log: Log, history: History) -> None:
+        self.connection, self.history = connection, history
+        self._log = log
+        self.statement: Statement | None = None
+
+    def index_of(self, statement: Statement) -> int | None:
+        """Where exactly this statement is in the log, if it is."""
+        return index_of(self.connection, statement) if statement.record_id in self.history.records else None
+
+    def __call__(self, entry: bytes) -> int:
+        """Check and append, once; returns the leaf index."""
+        assert self.statement is None, "one append a transaction"
+        statement = self.history.check(entry)
+        index = self._log.append(self.connection, entry, statement=statement)
+        self.statement = statement
+        return index
 
 
 def _utc_now() -> datetime:
@@ -96,12 +118,12 @@ class Registry:
         """
         statement = self._check_caller(note, caller)
         with self._lock:
-            with self._store.transaction() as connection:
-                index = index_of(connection, statement)
+            with self._appending() as append:
+                index = append.index_of(statement)
                 if index is None:
                     if isinstance(statement, ExpertContribute) and not arrived:
                         raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
-                    index = self._append(connection, note)
+                    index = append(note)
             return self._log.receipt(index)
 
     def find(self, statement: Statement) -> tuple[bytes, bytes]:
@@ -126,8 +148,8 @@ class Registry:
     def issue(self, kind: type[_Kind], **fields: object) -> Recorded:
         """Sign and record a statement of the coordinator itself."""
         with self._lock:
-            with self._store.transaction() as connection:
-                party = self._catch_up(connection).parties[COORDINATOR]
+            with self._appending() as append:
+                party = append.history.parties[COORDINATOR]
                 now = self._now()
                 statement = kind(
                     federation=self.root.federation,
@@ -141,7 +163,7 @@ class Registry:
                     **fields,
                 )
                 entry = sign_statement(statement, self._key)
-                index = self._append(connection, entry)
+                index = append(entry)
             self._log.sign_head()
         return Recorded(index, entry, statement)
 
@@ -158,11 +180,11 @@ class Registry:
         ours = sign(parsed.text, self._key)
         entry = bytes(Note(parsed.text, (*parsed.signatures, *ours.signatures)))
         with self._lock:
-            with self._store.transaction() as connection:
-                claim(connection)
-                index = index_of(connection, statement)
+            with self._appending() as append:
+                claim(append.connection)
+                index = append.index_of(statement)
                 if index is None:
-                    index = self._append(connection, entry)
+                    index = append(entry)
             self._log.sign_head()
         return Recorded(index, self._log.entry(index), statement)
 
@@ -192,10 +214,14 @@ class Registry:
         """The receipt of an entry."""
         return self._log.receipt(leaf_index)
 
-    def _append(self, connection: Connection, entry: bytes) -> int:
-        """Check and append. The history takes the entry only when the next call finds it committed."""
-        statement = self._catch_up(connection).check(entry)
-        return self._log.append(connection, entry, statement=statement)
+    @contextmanager
+    def _appending(self) -> Iterator["_Appending"]:
+        """A write transaction over the log's head. The history takes what it appended only once that is on disk."""
+        with self._store.transaction() as connection:
+            append = _Appending(connection, self._log, self._catch_up(connection))
+            yield append
+        if append.statement is not None:
+            self._history.take(append.statement)
 
     def _catch_up(self, connection: Connection) -> History:
         for entry in entries_from(connection, self._history.size):
@@ -206,10 +232,14 @@ class Registry:
         _, statement = parse_note(note)
         if statement.party != caller:
             raise NotPermittedError(f"{caller} may not record a statement of {statement.party}")
-        if not self.holds(statement):  # what is in the log stays answered, also by a clock that was set right since
+        if self._is_dated_ahead(statement) and not self.holds(statement):
+            # What is in the log stays answered, also by a clock that was set right since.
             self._check_time(statement)
         return statement
 
+    def _is_dated_ahead(self, statement: Statement) -> bool:
+        return parse_time(statement.issued_at) > self._now() + MAX_CLOCK_SKEW
+
     def _check_time(self, statement: Statement) -> None:
-        if parse_time(statement.issued_at) > self._now() + MAX_CLOCK_SKEW:
+        if self._is_dated_ahead(statement):
             raise MalformedError(f"{statement.type} is dated {statement.issued_at}, in the future; set the clock right")

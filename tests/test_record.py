@@ -127,7 +127,7 @@ def test_an_owner_may_not_speak_as_the_coordinator(consortium: Federation, owner
     base = {**next_fields(owner), "base_digest": DIGEST, "config_digest": DIGEST, "round": 1}
     release = {
         **next_fields(owner), "release": "release-1", "line": "main", "manifest_digest": DIGEST, "base_digest": DIGEST,
-        "log_size": 2, "experts": [], "num_experts_per_tok": 1,
+        "log_size": 2, "experts": [], "num_experts_per_tok": 1, "not_after": None,
     }  # fmt: skip
     with calling_as(owner) as calls:
         for kind, fields in (("base.publish", base), ("release.publish", release)):

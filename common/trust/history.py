@@ -140,13 +140,17 @@ class History:
     def append(self, entry: bytes) -> Statement:
         """Check `entry` and take it as the next one."""
         statement = self.check(entry)
+        self.take(statement)
+        return statement
+
+    def take(self, statement: Statement) -> None:
+        """Take a statement as the next one that `check` found to be allowed, with nothing taken since."""
         self._apply(statement)
         party = self.parties[statement.party]
         self.parties[statement.party] = replace(party, next_seq=statement.seq + 1, head=statement.digest)
         self.records.add(statement.record_id)
         self.latest = max(self.latest, parse_time(statement.issued_at))
         self.size += 1
-        return statement
 
     def _signer(self, note: Note, statement: Statement) -> Party:
         if isinstance(statement, OwnerEnrol):
