@@ -23,8 +23,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"# {result['benchmark']}",
         "",
-        f"Bits per byte, lower is better: the mean of {len(seeds)} seed(s), or as many as are given behind a system; ±",
-        "is half of what lies between them. Active parameters are in thousands, without embeddings that are not looked",
+        f"Bits per byte, lower is better: the mean of {len(seeds)} seed(s), or as many as are given behind a system, ±",
+        "half of what lies between them. Active parameters are in thousands, without embeddings that are not looked",
         "up; time per token is over the public model's.",
         "",
         f"| system | owners' mean | {' | '.join(domains)} | active, k | time |",
@@ -34,9 +34,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         found = [each["table"][name] for each in seeds.values() if name in each["table"]]
         means = [sum(each[owner] for owner in owners) / len(owners) for each in found]
         cost = result["cost"][name]
+        spread = f" ± {(max(means) - min(means)) / 2:.3f}" if len(found) > 1 else ""
         lines.append(
-            f"| {name}{'' if len(found) == len(seeds) else f' ({len(found)} seed)'} | {sum(means) / len(means):.3f} "
-            f"± {(max(means) - min(means)) / 2:.3f} | "
+            f"| {name}{'' if len(found) == len(seeds) else f' ({len(found)} seed)'} "
+            f"| {sum(means) / len(means):.3f}{spread} | "
             + " | ".join(f"{row[domain]:.3f}" for domain in domains)
             + f" | {cost['active_parameters'] / 1000:,.0f} | {cost['time_per_token']:.2f} |"
         )
@@ -91,7 +92,9 @@ def _matrix(
     axes.set(title=title, xticks=range(len(columns)), yticks=range(len(rows)))
     axes.set_xticklabels(columns, rotation=40, ha="right")
     axes.set_yticklabels(rows)
+    middle = (image.norm.vmin + image.norm.vmax) / 2
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white", fontsize="x-small")
+            color = "black" if value > middle else "white"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize="x-small")
     figure.colorbar(image, ax=axes)
