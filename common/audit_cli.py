@@ -13,11 +13,11 @@ from common.audit_fetch import is_address
 from common.audit_rebuild import rebuild
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
-from common.errors import MalformedError, VerificationError
+from common.errors import MalformedError, NotFoundError, VerificationError
 from common.files import read_required, write_atomic
 from common.trust.cosignature import Witness
 from common.trust.root import TrustedRoot
-from common.trust.statements import Statement
+from common.trust.statements import Statement, parse_note
 
 PublicArgument = Annotated[
     str, typer.Argument(help="The coordinator's public directory or a copy, a bundle made by export, or an address.")
@@ -80,6 +80,27 @@ def log(
         reporter.result({"audit": report.holds, "entries": entries if as_json else len(entries)})
     if not report.holds:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def show(
+    index: Annotated[int, typer.Argument(min=0, help="Number of the entry, as `audit log` lists it.")],
+    public: PublicArgument,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One entry of the log as it was signed: what it says, who signed it, and its digest."""
+    with reporting(as_json) as reporter:
+        report = _holding(_audit(public, _trusted(root), log_alone=True))
+        if index >= len(report.entries):
+            raise NotFoundError(f"the log has {len(report.entries)} entries, 0 to {len(report.entries) - 1}")
+        note, statement = parse_note(report.entries[index])
+        reporter.step(f"entry {index}, {statement.issued_at}: {statement.party} {describe(statement)}")
+        for line in note.text.splitlines():
+            reporter.step(line)
+        signers = [f"{signature.name}+{signature.key_id}" for signature in note.signatures]
+        reporter.step(f"signed by {', '.join(signers)}")
+        reporter.result({**_entry(index, statement), "digest": statement.digest, "signed_by": signers})
 
 
 @app.command()

@@ -126,3 +126,18 @@ def test_commands_answer_from_a_log_that_holds_alone(original: Published, tmp_pa
     refused = concord("audit", "release", "release-1", published.path)
     assert refused.returncode == 1
     assert "step 1" in refused.stderr
+
+
+def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
+    shown = concord("audit", "show", "1", str(original.path), "--json")
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(shown.stdout.splitlines()[-1])
+    note = original.entries()[1].decode()
+    assert result["digest"] == original.audit().statements[1].digest
+    for name_and_id in result["signed_by"]:
+        assert name_and_id.rpartition("+")[0] in note
+    text = concord("audit", "show", "1", str(original.path)).stdout
+    assert all(line in text for line in note.split("\n\n")[0].splitlines()[:1])
+    missing = concord("audit", "show", "999", str(original.path))
+    assert missing.returncode == 1
+    assert "0 to" in missing.stderr

@@ -46,6 +46,7 @@ OPTIONS = {
     "owner ledger": "home json",
     "audit verify": "root checkpoint quorum witnesses json",
     "audit log": "root json",
+    "audit show": "root json",
     "audit release": "root json",
     "audit owner": "root json",
     "audit removal": "root json",
