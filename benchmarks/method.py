@@ -51,8 +51,8 @@ PRESETS: Final = {
         sequence_length=64, batch_size=8, pretrain_steps=60, pretrain_learning_rate=6e-3, expert_steps=30,
         expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, router_steps=10,
         router_learning_rate=1e-3,
-        evaluated_bytes=8_000, seeds=(0,),
-        num_proxies=4, train_bytes=200_000, ablations=("no coordination",),
+        evaluated_bytes=5_000, seeds=(0,),
+        num_proxies=4, train_bytes=100_000, ablations=("no coordination",),
     ),
     "cpu": Sizes(
         hidden_size=128, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=512,
@@ -215,7 +215,11 @@ class Study:
         world = self.world
         held = [found[::4] for found in self._proxies.values() if found]
         held.append(list(data.read_split(world.corpora() / PUBLIC, "validation")))
-        room = min(_HELD_BYTES, *(sum(len(d.text.encode()) for d in documents) for documents in held))
+        room = min(
+            _HELD_BYTES,
+            world.sizes.evaluated_bytes,
+            *(sum(len(d.text.encode()) for d in documents) for documents in held),
+        )
         return [each for documents in held for each in data.sample(documents, room)]
 
     def calibrated(self, experts: Sequence[Path]) -> Path:
