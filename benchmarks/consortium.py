@@ -62,6 +62,10 @@ class Sizes:
     """Of the public documents, so many are kept for negatives, proxies and router training."""
     num_proxies: int = 600
     """At most, of each owner."""
+    min_accuracy: float = 0.95
+    """Of an owner's classifier, or it goes without proxies."""
+    coordinated: bool = True
+    """Whether experts train beside the public one."""
     negative_share: float = 0.125
     public_anchor: float = 2.0
     router_prior: float = 0.4
@@ -167,7 +171,7 @@ class Consortium:
     def experts(self, *, public: str = UNSEEN, **changes: object) -> list[Path]:
         """Every owner's expert, all trained alike with these options, beside this public text."""
         corpora, base, sizes = self.corpora(), self.base(), self.sizes
-        common = {
+        common: dict[str, object] = {
             "base": base,
             "public": corpora / public,
             "steps": sizes.expert_steps,
@@ -176,6 +180,7 @@ class Consortium:
             "public_anchor": sizes.public_anchor,
             "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,
+            **({} if sizes.coordinated else {"coordinated": False}),
             **changes,
         }
         return self.jobs([("owner_client.train", f"expert-{o}", {**common, "data": corpora / o}) for o in self.owners])

@@ -101,7 +101,11 @@ def open_home(path: Path) -> Iterator[Coordinator]:
         if not is_healthy(store):
             raise ConflictError(f"{home.database} is damaged; restore the newest backup")
         store.create()
-        yield _put_together(home, settings, store)
+        coordinator = _put_together(home, settings, store)
+        try:
+            yield coordinator
+        finally:
+            coordinator.log.close()
     finally:
         store.close()
 

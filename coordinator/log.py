@@ -1,35 +1,81 @@
-"""The transparency log in SQL: append, sign, prove, and the same content as static files.
+"""The transparency log in SQL: append, sign, prove.
 
-RFC 6962 tree in Go's stored-hash layout, C2SP checkpoints. A checkpoint is signed only for entries that are on disk
-already, and is itself on disk before anybody sees it. The static files follow C2SP `tlog-tiles` (hash tiles, entry
-bundles and the checkpoint), so any file server can carry them.
+RFC 6962 tree in Go's stored-hash layout, C2SP checkpoints. A checkpoint goes to disk in the transaction of the entries
+that it covers, and nobody sees it before that ended: what is signed is on disk, and a crash leaves both or neither. The
+same content as static files is `log_files.py`.
 """
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select
 
 from common.errors import ConflictError, MalformedError, NotFoundError
-from common.files import full_disk_is_unavailable, write_atomic
 from common.trust import merkle
-from common.trust.note import MAX_SIGNATURES, Checkpoint, Note, Proof, Signature, SigningKey, open_checkpoint, sign
+from common.trust.note import Checkpoint, Note, Proof, Signature, SigningKey, sign
 from common.trust.statements import Statement
-from common.trust.tiles import (
-    BUNDLE_ENTRIES,
-    CHECKPOINT_NAME,
-    TILE_HASHES,
-    TILE_HEIGHT,
-    bundle_path,
-    format_bundle,
-    tile_path,
-    tiles_between,
-)
-from coordinator.store import Store, checkpoints, cosignatures, entries, hashes
+from coordinator.log_files import LogFiles, Publisher, latest_checkpoint
+from coordinator.store import Store, checkpoints, cosignatures, entries, hashes, read_hashes, read_notes
 
-_READ_BATCH: Final = 500
+
+class Appender:
+    """Entries added within one write transaction. `seal` ends it: entries, hashes and the checkpoint over them."""
+
+    def __init__(self, connection: Connection, *, running: merkle.RunningRoot, key: SigningKey, origin: str) -> None:
+        self._connection = connection
+        self._key, self._origin = key, origin
+        self._entries: list[dict[str, Any]] = []
+        self._hashes: list[dict[str, Any]] = []
+        self._proof: tuple[bytes, ...] = ()
+        self.running = running
+        self.checkpoint = b""
+
+    def append(self, note: bytes, *, statement: Statement) -> int:
+        """Add an entry; returns its leaf index."""
+        index, first = self.running.size, merkle.stored_hash_count(self.running.size)
+        self._proof = self.running.next_proof
+        stored = self.running.append(merkle.leaf_hash(note))
+        self._hashes += [{"position": first + i, "hash": each} for i, each in enumerate(stored)]
+        self._entries.append(
+            {
+                "leaf_index": index,
+                "note": note,
+                "digest": statement.digest,
+                "record_id": statement.record_id,
+                "type": statement.type,
+                "party": statement.party,
+                "seq": statement.seq,
+            }
+        )
+        return index
+
+    def seal(self) -> None:
+        """Write everything that was appended, and the signed checkpoint of what the log holds then."""
+        if not self._entries:
+            return
+        self._connection.execute(_ADD_ENTRIES, self._entries)
+        self._connection.execute(_ADD_HASHES, self._hashes)
+        self.checkpoint = _sign(self._connection, self.running.size, self.running.root, self._key, self._origin)
+        for entry in self._entries:
+            sys.audit("concord.point", f"appended {entry['type']}")
+
+    def receipt(self) -> bytes | None:
+        """The receipt of the entry where it is the only one that was appended."""
+        if len(self._entries) != 1:
+            return None
+        return bytes(Proof(self.running.size - 1, self._proof, self.checkpoint))
+
+
+_ADD_ENTRIES: Final = insert(entries)
+_ADD_HASHES: Final = insert(hashes)
+_ADD_CHECKPOINT: Final = insert(checkpoints)
+
+
+def _sign(connection: Connection, size: int, root: bytes, key: SigningKey, origin: str) -> bytes:
+    note = bytes(sign(str(Checkpoint(origin, size, root)), key))
+    connection.execute(_ADD_CHECKPOINT, {"tree_size": size, "root": root, "note": note})
+    return note
 
 
 class Log:
@@ -39,65 +85,40 @@ class Log:
         self._store = store
         self._key = key
         self._origin = origin
-        self._directory = directory
+        self._running = merkle.RunningRoot()
+        self._files = LogFiles(store, log=key.verifier, directory=directory)
+        self._publisher = Publisher(self._files)
 
-    def append(self, connection: Connection, note: bytes, *, statement: Statement) -> int:
-        """Add an entry within the caller's write transaction and return its leaf index."""
-        index = _size(connection)
-        new = merkle.hashes_to_append(index, merkle.leaf_hash(note), _reader(connection))
-        first = merkle.stored_hash_count(index)
-        connection.execute(insert(hashes), [{"position": first + i, "hash": new[i]} for i in range(len(new))])
-        connection.execute(
-            insert(entries).values(
-                leaf_index=index,
-                note=note,
-                digest=statement.digest,
-                record_id=statement.record_id,
-                type=statement.type,
-                party=statement.party,
-                seq=statement.seq,
-            )
-        )
-        sys.audit("concord.point", f"appended {statement.type}")
-        return index
+    def appender(self, connection: Connection, *, size: int | None = None) -> Appender:
+        """What appends within the caller's write transaction, to the log's `size` entries where the caller knows."""
+        size = log_size(connection) if size is None else size
+        known = self._running
+        running = known.copy() if known.size == size else merkle.RunningRoot.load(size, read_hashes(connection))
+        return Appender(connection, running=running, key=self._key, origin=self._origin)
+
+    def committed(self, appender: Appender) -> None:
+        """The transaction of `appender` is on disk."""
+        self._running = appender.running
+        self._publisher.soon()
 
     def sign_head(self) -> bytes:
-        """The signed checkpoint of all entries on disk, made if there is none yet, and published with them."""
+        """The signed checkpoint of all entries on disk, made if there is none yet, and published with them.
+
+        Raises:
+            UnavailableError: the disk is full.
+        """
         with self._store.transaction() as connection:
-            size = _size(connection)
+            size = log_size(connection)
             note = connection.execute(select(checkpoints.c.note).where(checkpoints.c.tree_size == size)).scalar()
             if note is None:
-                root = merkle.tree_hash(size, _reader(connection))
-                note = bytes(sign(str(Checkpoint(self._origin, size, root)), self._key))
-                connection.execute(insert(checkpoints).values(tree_size=size, root=root, note=note))
-            with full_disk_is_unavailable("the log's published files"):
-                self._publish(connection, size, note)
+                root = merkle.tree_hash(size, read_hashes(connection))
+                note = _sign(connection, size, root, self._key, self._origin)
+        self._files.update()
         return bytes(note)
 
-    def _publish(self, connection: Connection, size: int, note: bytes) -> None:
-        """Bring the static files up to `size`; the checkpoint last, so that it never names what is not there."""
-        published = self.published()
-        if published is not None and published.size == size:
-            return
-        before = published.size if published else 0
-        for level, index, width in tiles_between(before, size):
-            self._publish_tile(connection, level, index, width)
-        for bundle in range(before // BUNDLE_ENTRIES, -(-size // BUNDLE_ENTRIES)):
-            start, end = bundle * BUNDLE_ENTRIES, min(size, (bundle + 1) * BUNDLE_ENTRIES)
-            path = bundle_path(bundle, width=end - start)
-            self._write(path, format_bundle(_read_entries(connection, start, end)))
-        self._directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._directory / CHECKPOINT_NAME, note)
-
-    def _publish_tile(self, connection: Connection, level: int, index: int, width: int) -> None:
-        first = index * TILE_HASHES
-        positions = [merkle.stored_hash_index(TILE_HEIGHT * level, first + i) for i in range(width)]
-        self._write(tile_path(level, index, width=width), b"".join(_reader(connection)(positions)))
-
-    def _write(self, path: PurePosixPath, data: bytes) -> None:
-        target = self._directory / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, data)
+    def close(self) -> None:
+        """Bring the static files up to date."""
+        self._publisher.close()
 
     def cosign(self, note: Note, signature: Signature) -> None:
         """Keep a witness's verified cosignature under the checkpoint in `note`, and publish it under the latest.
@@ -115,16 +136,11 @@ class Log:
                 return
             row = {"tree_size": size, "name": signature.name, "line": str(signature)}
             connection.execute(insert(cosignatures).values(row))
-            published = self.published()
-            if published is not None and published.size == size:
-                write_atomic(self._directory / CHECKPOINT_NAME, _with_cosignatures(connection, size, bytes(ours)))
+        self._publisher.soon()
 
     def published(self) -> Checkpoint | None:
         """The checkpoint among the static files."""
-        path = self._directory / CHECKPOINT_NAME
-        if not path.exists():
-            return None
-        return open_checkpoint(path.read_bytes(), log=self._key.verifier, origin=self._origin)
+        return self._files.checkpoint()
 
     def check_not_rolled_back(self) -> None:
         """Refuse to go on from a database that is older than, or differs from, what was published.
@@ -136,8 +152,8 @@ class Log:
         if published is None:
             return
         with self._store.reading() as connection:
-            size = _size(connection)
-            if size >= published.size and merkle.tree_hash(published.size, _reader(connection)) == published.root:
+            size = log_size(connection)
+            if size >= published.size and merkle.tree_hash(published.size, read_hashes(connection)) == published.root:
                 return
         raise ConflictError(
             f"the registry holds {size} entries but a checkpoint of {published.size} was published: it was restored "
@@ -148,22 +164,17 @@ class Log:
     def checkpoint(self) -> bytes:
         """The latest signed checkpoint, and what witnesses have cosigned of it."""
         with self._store.reading() as connection:
-            latest = connection.execute(
-                select(checkpoints.c.tree_size, checkpoints.c.note).order_by(checkpoints.c.tree_size.desc()).limit(1)
-            ).first()
-            if latest is not None:
-                return _with_cosignatures(connection, latest.tree_size, bytes(latest.note))
-        return self.sign_head()
+            note = latest_checkpoint(connection)
+        return self.sign_head() if note is None else note
 
     def receipt(self, leaf_index: int) -> bytes:
         """The C2SP tlog-proof of an entry, up to the latest checkpoint that covers it."""
         note = self.checkpoint()
-        size = open_checkpoint(note, log=self._key.verifier, origin=self._origin).size
+        size = Checkpoint.parse(Note.parse(note).text).size
         if leaf_index >= size:
-            note = self.sign_head()
-            size = open_checkpoint(note, log=self._key.verifier, origin=self._origin).size
+            raise NotFoundError(f"no checkpoint covers entry {leaf_index}: the latest is of {size} entries")
         with self._store.reading() as connection:
-            proof = merkle.inclusion_proof(leaf_index, size, _reader(connection))
+            proof = merkle.inclusion_proof(leaf_index, size, read_hashes(connection))
         return bytes(Proof(leaf_index, tuple(proof), note))
 
     def consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
@@ -173,15 +184,15 @@ class Log:
             MalformedError: the log never had these sizes in this order.
         """
         with self._store.reading() as connection:
-            size = _size(connection)
+            size = log_size(connection)
             if not 0 <= old_size <= new_size <= size:
                 raise MalformedError(f"no proof from {old_size} to {new_size} entries: the log has {size}")
-            return tuple(merkle.consistency_proof(old_size, new_size, _reader(connection)))
+            return tuple(merkle.consistency_proof(old_size, new_size, read_hashes(connection)))
 
     def entry(self, leaf_index: int) -> bytes:
         """The signed note at `leaf_index`."""
         with self._store.reading() as connection:
-            found = _read_entries(connection, leaf_index, leaf_index + 1)
+            found = read_notes(connection, leaf_index, leaf_index + 1)
         if not found:
             raise NotFoundError(f"the log has no entry {leaf_index}")
         return found[0]
@@ -193,42 +204,7 @@ def index_of(connection: Connection, statement: Statement) -> int | None:
     return None if found is None else int(found)
 
 
-def entries_from(connection: Connection, start: int) -> list[bytes]:
-    """All entries from `start` on."""
-    return _read_entries(connection, start, _size(connection))
-
-
-def _with_cosignatures(connection: Connection, size: int, note: bytes) -> bytes:
-    lines = connection.execute(
-        select(cosignatures.c.line)
-        .where(cosignatures.c.tree_size == size)
-        .order_by(cosignatures.c.name)
-        .limit(MAX_SIGNATURES - 1)
-    )
-    return note + "".join(f"{line}\n" for (line,) in lines).encode()
-
-
-def _size(connection: Connection) -> int:
+def log_size(connection: Connection) -> int:
+    """How many entries are in the log."""
     last = connection.execute(select(func.max(entries.c.leaf_index))).scalar()
     return 0 if last is None else int(last) + 1
-
-
-def _read_entries(connection: Connection, start: int, end: int) -> list[bytes]:
-    rows = connection.execute(
-        select(entries.c.note)
-        .where(entries.c.leaf_index >= start, entries.c.leaf_index < end)
-        .order_by(entries.c.leaf_index)
-    )
-    return [bytes(note) for (note,) in rows]
-
-
-def _reader(connection: Connection) -> merkle.ReadHashes:
-    def read(positions: Sequence[int]) -> Sequence[bytes]:
-        found: dict[int, bytes] = {}
-        for start in range(0, len(positions), _READ_BATCH):
-            batch = positions[start : start + _READ_BATCH]
-            rows = connection.execute(select(hashes.c.position, hashes.c.hash).where(hashes.c.position.in_(batch)))
-            found.update((position, bytes(value)) for position, value in rows)
-        return [found[position] for position in positions]
-
-    return read

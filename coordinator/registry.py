@@ -14,7 +14,15 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from common.errors import ConflictError, MalformedError, NotFoundError, NotPermittedError, VerificationError
+from common.errors import (
+    ConcordError,
+    ConflictError,
+    MalformedError,
+    NotFoundError,
+    NotPermittedError,
+    VerificationError,
+)
+from common.trust import merkle
 from common.trust.cosignature import cosigned
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
@@ -30,10 +38,12 @@ from common.trust.statements import (
     parse_time,
     sign_statement,
 )
-from coordinator.log import Log, entries_from, index_of
-from coordinator.store import Store
+from coordinator.group_commit import GroupCommit
+from coordinator.log import Appender, Log, index_of
+from coordinator.store import Store, read_hashes, read_notes
 
 MAX_CLOCK_SKEW: Final = timedelta(minutes=10)
+_READ_ENTRIES: Final = 4096
 
 _Kind = TypeVar("_Kind", bound=Statement)
 
@@ -47,25 +57,15 @@ class Recorded:
     statement: Statement
 
 
-class _Appending:
-    """One append within a write transaction, checked against the history of all that is in the log."""
+@dataclass(slots=True)
+class _Request:
+    """A statement that is to be recorded, and what became of it."""
 
-    def __init__(self, connection: Connection, log: Log, history: History) -> None:
-        self.connection, self.history = connection, history
-        self._log = log
-        self.statement: Statement | None = None
-
-    def index_of(self, statement: Statement) -> int | None:
-        """Where exactly this statement is in the log, if it is."""
-        return index_of(self.connection, statement) if statement.record_id in self.history.records else None
-
-    def __call__(self, entry: bytes) -> int:
-        """Check and append, once; returns the leaf index."""
-        assert self.statement is None, "one append a transaction"
-        statement = self.history.check(entry)
-        index = self._log.append(self.connection, entry, statement=statement)
-        self.statement = statement
-        return index
+    note: bytes
+    statement: Statement
+    arrived: bool
+    receipt: bytes = b""
+    refused: Exception | None = None
 
 
 def _utc_now() -> datetime:
@@ -90,6 +90,8 @@ class Registry:
         self._now = now
         self._lock = RLock()
         self._history = History(root)
+        self._running = merkle.RunningRoot()
+        self._recording = GroupCommit(self._record_all)
 
     @property
     def root(self) -> TrustedRoot:
@@ -116,23 +118,47 @@ class Registry:
         Raises:
             ConcordError: as `History.check`; NotPermittedError where the statement is another party's.
         """
-        statement = self._check_caller(note, caller)
-        with self._lock:
+        request = _Request(note, self._check_caller(note, caller), arrived)
+        self._recording.submit(request)
+        if request.refused is not None:
+            raise request.refused
+        return request.receipt or self._log.receipt(self._index_of(request.statement))
+
+    def _record_all(self, requests: list[_Request]) -> None:
+        """Record what may be recorded in one transaction; whoever asked for something else is told."""
+        try:
             with self._appending() as append:
-                index = append.index_of(statement)
-                if index is None:
-                    if isinstance(statement, ExpertContribute) and not arrived:
-                        raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
-                    index = append(note)
-            return self._log.receipt(index)
+                for request in requests:
+                    try:
+                        self._record_one(append, request)
+                    except ConcordError as refused:
+                        request.refused = refused
+        except ConcordError as failed:
+            for request in requests:
+                request.refused = request.refused or failed
+            return
+        if (receipt := append.log.receipt()) is not None:
+            for request in requests:
+                request.receipt = receipt if request.statement == append.statements[0] else b""
+
+    def _record_one(self, append: "_Appending", request: _Request) -> None:
+        if append.index_of(request.statement) is not None or request.statement in append.statements:
+            return
+        if isinstance(request.statement, ExpertContribute) and not request.arrived:
+            raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
+        append(request.note)
 
     def find(self, statement: Statement) -> tuple[bytes, bytes]:
         """The entry and receipt of a statement that is in the log."""
+        index = self._index_of(statement)
+        return self._log.entry(index), self._log.receipt(index)
+
+    def _index_of(self, statement: Statement) -> int:
         with self._store.reading() as connection:
             index = index_of(connection, statement)
         if index is None:
             raise NotFoundError(f"{statement.type} {statement.record_id} is not in the log")
-        return self._log.entry(index), self._log.receipt(index)
+        return index
 
     def receipt_of(self, statement: Statement) -> bytes | None:
         """The receipt of a statement that is in the log, else None."""
@@ -147,24 +173,23 @@ class Registry:
 
     def issue(self, kind: type[_Kind], **fields: object) -> Recorded:
         """Sign and record a statement of the coordinator itself."""
-        with self._lock:
-            with self._appending() as append:
-                party = append.history.parties[COORDINATOR]
-                now = self._now()
-                statement = kind(
-                    federation=self.root.federation,
-                    origin=self.root.origin,
-                    party=COORDINATOR,
-                    key_id=self._key.verifier.key_id,
-                    record_id=new_record_id(now),
-                    seq=party.next_seq,
-                    prev=party.head,
-                    issued_at=format_time(now),
-                    **fields,
-                )
-                entry = sign_statement(statement, self._key)
-                index = append(entry)
-            self._log.sign_head()
+        with self._appending() as append:
+            party = append.history.parties[COORDINATOR]
+            now = self._now()
+            statement = kind(
+                federation=self.root.federation,
+                origin=self.root.origin,
+                party=COORDINATOR,
+                key_id=self._key.verifier.key_id,
+                record_id=new_record_id(now),
+                seq=party.next_seq,
+                prev=party.head,
+                issued_at=format_time(now),
+                **fields,
+            )
+            entry = sign_statement(statement, self._key)
+            index = append(entry)
+        self.publish()
         return Recorded(index, entry, statement)
 
     def admit(self, note: bytes, *, claim: Callable[[Connection], None]) -> Recorded:
@@ -179,13 +204,11 @@ class Registry:
         self._check_time(statement)
         ours = sign(parsed.text, self._key)
         entry = bytes(Note(parsed.text, (*parsed.signatures, *ours.signatures)))
-        with self._lock:
-            with self._appending() as append:
-                claim(append.connection)
-                index = append.index_of(statement)
-                if index is None:
-                    index = append(entry)
-            self._log.sign_head()
+        with self._appending() as append:
+            claim(append.connection)
+            index = append.index_of(statement)
+            if index is None:
+                index = append(entry)
         return Recorded(index, self._log.entry(index), statement)
 
     def cosign(self, note: bytes, *, caller: str) -> None:
@@ -216,16 +239,34 @@ class Registry:
 
     @contextmanager
     def _appending(self) -> Iterator["_Appending"]:
-        """A write transaction over the log's head. The history takes what it appended only once that is on disk."""
-        with self._store.transaction() as connection:
-            append = _Appending(connection, self._log, self._catch_up(connection))
-            yield append
-        if append.statement is not None:
-            self._history.take(append.statement)
+        """A write transaction over the log's head, which ends with a signed checkpoint over what was appended."""
+        with self._lock:
+            try:
+                with self._store.transaction() as connection:
+                    history = self._catch_up(connection)
+                    append = _Appending(connection, self._log.appender(connection, size=history.size), history)
+                    yield append
+                    append.log.seal()
+            except BaseException:
+                if self._history.size > self._running.size:  # it holds what did not get onto the disk
+                    self._history, self._running = History(self.root), merkle.RunningRoot()
+                raise
+            if append.statements:
+                self._running = append.log.running.copy()
+                self._log.committed(append.log)
 
     def _catch_up(self, connection: Connection) -> History:
-        for entry in entries_from(connection, self._history.size):
-            self._history.append(entry)
+        """Take what is on disk and was not taken yet. It was checked when it was appended; that it is still the same
+        is what the root hash says."""
+        running, before = self._running, self._history.size
+        while entries := read_notes(connection, self._history.size, self._history.size + _READ_ENTRIES):
+            for entry in entries:
+                running.append(merkle.leaf_hash(entry))
+                self._history.take(parse_note(entry)[1])
+        size = self._history.size
+        if size > before and running.root != merkle.tree_hash(size, read_hashes(connection)):
+            self._history, self._running = History(self.root), merkle.RunningRoot()
+            raise ConflictError(f"the {size} entries here are not those that were signed; restore the newest backup")
         return self._history
 
     def _check_caller(self, note: bytes, caller: str) -> Statement:
@@ -243,3 +284,23 @@ class Registry:
     def _check_time(self, statement: Statement) -> None:
         if self._is_dated_ahead(statement):
             raise MalformedError(f"{statement.type} is dated {statement.issued_at}, in the future; set the clock right")
+
+
+class _Appending:
+    """Appends within a write transaction, each checked against the history of all that is in the log before it."""
+
+    def __init__(self, connection: Connection, log: Appender, history: History) -> None:
+        self.connection, self.log, self.history = connection, log, history
+        self.statements: list[Statement] = []
+
+    def index_of(self, statement: Statement) -> int | None:
+        """Where exactly this statement is in the log, if it is on disk."""
+        return index_of(self.connection, statement) if statement.record_id in self.history.records else None
+
+    def __call__(self, entry: bytes) -> int:
+        """Check and append; returns the leaf index."""
+        statement = self.history.check(entry)
+        index = self.log.append(entry, statement=statement)
+        self.history.take(statement)
+        self.statements.append(statement)
+        return index

@@ -5,7 +5,7 @@ takes the database's one write lock at its start, so what it reads cannot change
 another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,12 +24,14 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    select,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from common.errors import UnavailableError
+from common.trust import merkle
 
 metadata = MetaData()
 
@@ -85,6 +87,7 @@ certificates = Table(
 
 _APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures)
 _BUSY_TIMEOUT_MS: Final = 30_000
+_READ_BATCH: Final = 500
 
 
 class Store:
@@ -127,6 +130,30 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def read_notes(connection: Connection, start: int, end: int) -> list[bytes]:
+    """The log's entries from leaf index `start` up to `end`."""
+    rows = connection.execute(
+        select(entries.c.note)
+        .where(entries.c.leaf_index >= start, entries.c.leaf_index < end)
+        .order_by(entries.c.leaf_index)
+    )
+    return [bytes(note) for (note,) in rows]
+
+
+def read_hashes(connection: Connection) -> merkle.ReadHashes:
+    """How the log's arithmetic reads stored hashes."""
+
+    def read(positions: Sequence[int]) -> Sequence[bytes]:
+        found: dict[int, bytes] = {}
+        for start in range(0, len(positions), _READ_BATCH):
+            batch = positions[start : start + _READ_BATCH]
+            rows = connection.execute(select(hashes.c.position, hashes.c.hash).where(hashes.c.position.in_(batch)))
+            found.update((position, bytes(value)) for position, value in rows)
+        return [found[position] for position in positions]
+
+    return read
 
 
 def is_healthy(store: Store) -> bool:

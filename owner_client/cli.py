@@ -147,6 +147,9 @@ def proxies(
     unseen_share: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of public text that the public model was not trained on.")
     ] = 0.0,
+    min_accuracy: Annotated[
+        float, typer.Option(min=0, max=1, help="How well your text must be told from public text, or none is chosen.")
+    ] = 0.95,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -156,7 +159,8 @@ def proxies(
     if own is None or common_text is None:
         raise NotFoundError("your text and public text are needed: give --data and --public, or set them in owner.toml")
     target = existing(output)
-    job = {"data": own, "public": common_text, "count": count, "output": target, "unseen_share": unseen_share}
+    job = {"data": own, "public": common_text, "count": count, "output": target, "unseen_share": unseen_share,
+           "min_accuracy": min_accuracy}  # fmt: skip
     if encoder is not None:
         job["encoder"] = existing(encoder)
     with reporting(as_json) as reporter:

@@ -36,6 +36,9 @@ class ProxyJob(BaseModel, frozen=True, extra="forbid"):
     """How many public documents to choose, at most."""
     min_score: float = Field(default=0.0, ge=0, le=1)
     """How likely a document must be the owner's kind to be chosen."""
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """How well own and public text must be told apart, or no proxies are chosen: those of an owner that cannot be told
+    from its neighbours teach its row to take theirs (the paper's classifiers are right in over 95%)."""
     unseen_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the public documents that the public model was not trained on: proxies are chosen from these alone."""
     output: Path
@@ -61,7 +64,7 @@ def select(config: ProxyJob) -> Proxies:
 
     Raises:
         MalformedError: the public text has fewer documents than asked for, or a text cannot be read.
-        NotFoundError: none is likely enough to be the owner's kind.
+        NotFoundError: none is likely enough to be the owner's kind, or the two kinds are not told apart well enough.
     """
     own, public = data.read_corpus(config.data), data.read_corpus(config.public)
     if config.unseen_share:
@@ -73,6 +76,11 @@ def select(config: ProxyJob) -> Proxies:
             "ask for fewer or add public documents"
         )
     scores, accuracy = _cross_fitted(config, own, public)
+    if accuracy < config.min_accuracy:
+        raise NotFoundError(
+            f"own and public text are told apart in {accuracy:.0%} of cases, under the {config.min_accuracy:.0%} asked "
+            "for: what would be chosen may be anybody's. Go without proxies: your router row then stays as it is"
+        )
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], public.train[index].digest))
     chosen = [index for index in order[: config.count] if scores[index] >= config.min_score]
     if not chosen:

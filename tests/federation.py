@@ -189,7 +189,8 @@ class Federation:
 
     @property
     def public(self) -> Path:
-        """What is published."""
+        """What is published, up to date."""
+        self.coordinator.log.sign_head()
         return self.coordinator.home.public
 
 

@@ -36,7 +36,7 @@ OPTIONS = {
     "owner consent": "terms purpose line days home json",
     "owner train": "data public config home json",
     "owner submit": "dry-run home json",
-    "owner proxies": "count output data public encoder unseen-share home json",
+    "owner proxies": "count output data public encoder unseen-share min-accuracy home json",
     "owner opt-out": "reason withdraw-within-hours home json",
     "owner rotate-key": "public-key reason home json",
     "owner new-key": "name output json",

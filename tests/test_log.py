@@ -67,8 +67,11 @@ def _statement(number: int) -> Statement:
 def _append(store: Store, log: Log, numbers: range) -> list[bytes]:
     notes = [sign_statement(_statement(number), OWN_KEY) for number in numbers]
     with store.transaction() as connection:
+        appender = log.appender(connection)
         for number, note in zip(numbers, notes, strict=True):
-            assert log.append(connection, note, statement=_statement(number)) == number
+            assert appender.append(note, statement=_statement(number)) == number
+        appender.seal()
+    log.committed(appender)
     return notes
 
 
@@ -251,8 +254,10 @@ def test_what_fails_half_way_leaves_nothing(store_and_log: tuple[Store, Log]) ->
 
 def _append_then_repeat(store: Store, log: Log) -> None:
     with store.transaction() as connection:
+        appender = log.appender(connection)
         for number in (3, 4, 0):
-            log.append(connection, b"note", statement=_statement(number))
+            appender.append(b"note", statement=_statement(number))
+        appender.seal()
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -260,9 +265,16 @@ def test_the_same_statement_is_not_appended_twice(number: int, store_and_log: tu
     store, log = store_and_log
     _append(store, log, range(3))
     before = _rows(store)
-    with pytest.raises(DatabaseError, match="UNIQUE"), store.transaction() as connection:
-        log.append(connection, b"another note", statement=_statement(number))
+    with pytest.raises(DatabaseError, match="UNIQUE"):
+        _append_as(store, log, number)
     assert _rows(store) == before
+
+
+def _append_as(store: Store, log: Log, number: int) -> None:
+    with store.transaction() as connection:
+        appender = log.appender(connection)
+        appender.append(b"another note", statement=_statement(number))
+        appender.seal()
 
 
 def test_one_checkpoint_is_signed_for_a_size(store_and_log: tuple[Store, Log]) -> None:
@@ -279,7 +291,7 @@ def test_a_database_older_than_what_was_published_is_refused(tmp_path: Path) -> 
         log.sign_head()
     with _opened(tmp_path / "old") as (store, log):
         _append(store, log, range(2))
-    shutil.copytree(tmp_path / "new" / "log", tmp_path / "old" / "log")
+    shutil.copyfile(tmp_path / "new" / "log" / "checkpoint", tmp_path / "old" / "log" / "checkpoint")
     with _opened(tmp_path / "old") as (_, log), pytest.raises(ConflictError, match=r"holds 2 entries .* of 3 was"):
         log.check_not_rolled_back()
 
@@ -291,8 +303,10 @@ def test_a_database_that_differs_from_what_was_published_is_refused(tmp_path: Pa
             log.sign_head()
     with _opened(tmp_path / "two") as (store, log):
         with store.transaction() as connection:
+            appender = log.appender(connection)
             for number in (1, 2, 3):
-                log.append(connection, b"another", statement=_statement(number))
+                appender.append(b"another", statement=_statement(number))
+            appender.seal()
         shutil.copyfile(tmp_path / "one" / "log" / "checkpoint", tmp_path / "two" / "log" / "checkpoint")
         with pytest.raises(ConflictError, match="would fork the log"):
             log.check_not_rolled_back()

@@ -56,7 +56,7 @@ def test_every_system_is_measured_and_a_killed_run_goes_on(text: Path, tmp_path:
     result = json.loads(output.splitlines()[-1])
     table, owners = result["table"], ["code", "legal", "math"]
     assert {"public", "release", "release+rt", "soup", "weighted soup", "BTX", "unrestricted 1x"} <= set(table)
-    assert {"BTM, dense", "BTM, coordinated", "classifier, dense", "no coordination"} <= set(table)
+    assert {"BTM, dense", "BTM, coordinated", "classifier, dense", "not coordinated, negatives"} <= set(table)
     assert all(set(row) == {"public", *owners, "mixed"} for row in table.values())
     assert all(1 < bits < 8 for row in table.values() for bits in row.values())
     for owner in owners:

@@ -107,3 +107,8 @@ def test_proxies_come_from_what_the_public_model_has_not_seen(corpora: Path) -> 
     assert set(found.ids) == {each.digest for each in unseen}
     with pytest.raises(MalformedError, match=f"{len(unseen)} public documents, and {len(unseen) + 1} proxies"):
         proxies.select(_job(corpora, count=len(unseen) + 1, unseen_share=0.5))
+
+
+def test_text_that_is_not_told_apart_well_enough_gives_no_proxies(corpora: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"told apart in \d+% of cases, under the 100% asked"):
+        proxies.select(_job(corpora, min_accuracy=1.0))

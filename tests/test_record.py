@@ -187,16 +187,37 @@ def _say_revocation(owner: Owner) -> Said:
         return member.chain.say(ConsentRevoke, grant_id=unknown, effect="future", deadline_s=0)
 
 
-def test_a_statement_that_may_be_in_the_log_is_not_said_twice(consortium: Federation, owner: Owner) -> None:
+def test_a_statement_that_may_be_in_the_log_is_not_said_twice(
+    consortium: Federation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The coordinator fails after it has recorded: the owner waits, and sends the very same statement again."""
+
+    def fail(_: object) -> None:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(consortium.coordinator.log, "committed", fail)
+        with pytest.raises(ConcordError, match="the coordinator failed"):
+            owner.consent()
+    assert consortium.coordinator.registry.head().size == 3
+    assert owner.consent().seq == 1
+    assert consortium.coordinator.registry.head().size == 3
+
+
+def test_what_was_recorded_is_answered_and_published_later_where_files_cannot_be_written(
+    consortium: Federation, owner: Owner
+) -> None:
     consortium.coordinator.log.sign_head()
     tiles = consortium.public / "log" / "tile" / "entries" / "000.p"
     tiles.rename(tiles.with_name("aside"))
     tiles.write_bytes(b"in the way of the next bundle")
-    with pytest.raises(ConcordError, match="the coordinator failed"):
-        owner.consent()
-    assert consortium.coordinator.registry.head().size == 3
+    assert owner.consent().seq == 1
+    published = consortium.coordinator.log.published()
+    assert published is not None
+    assert published.size == 2
     tiles.unlink()
     tiles.with_name("aside").rename(tiles)
-    assert owner.consent().seq == 1
-    assert consortium.coordinator.registry.head().size == 3
+    consortium.coordinator.log.close()
+    published = consortium.coordinator.log.published()
+    assert published is not None
+    assert published.size == 3

@@ -34,7 +34,7 @@ MAY_IMPORT = [
 # Which modules alone may import a library.
 ONLY_IN = {
     "grpc": r"common\.rpc\.channel|coordinator\.servicers|owner_client\.client",
-    "sqlalchemy": r"coordinator\.(store|log|registry|enrolment)",
+    "sqlalchemy": r"coordinator\.(log_files|store|log|registry|enrolment)",
     "flwr": r"^$",
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
@@ -45,9 +45,10 @@ ONLY_IN = {
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
     "numpy": r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder)|common\.model\.checkpoint",
+    "nacl": r"common\.trust\.note",
     "cryptography": r"common\.trust\.(note|pki)",
 }
-TRUST_MAY_IMPORT = {"cryptography", "pydantic", "rfc8785", "typer"}
+TRUST_MAY_IMPORT = {"cryptography", "nacl", "pydantic", "rfc8785", "typer"}
 """What an auditor installs; beside it, `typer` alone draws the command."""
 
 

@@ -189,6 +189,23 @@ class RunningRoot:
         self._edge: list[bytes] = []  # widest subtree first
         self._size = 0
 
+    @classmethod
+    def load(cls, size: int, read: ReadHashes) -> "RunningRoot":
+        """Go on from a stored tree of `size` leaves.
+
+        Raises:
+            VerificationError: `read` returned something else than the hashes asked for.
+        """
+        running = cls()
+        running._edge, running._size = list(_read(list(_subtrees(0, size)), read)), size
+        return running
+
+    def copy(self) -> "RunningRoot":
+        """Another one that stands where this one does."""
+        other = RunningRoot()
+        other._edge, other._size = self._edge.copy(), self._size
+        return other
+
     @property
     def size(self) -> int:
         """Number of leaves appended so far."""
@@ -199,15 +216,21 @@ class RunningRoot:
         """Root hash of the leaves appended so far."""
         return _fold(self._edge) if self._edge else EMPTY_ROOT
 
-    def append(self, leaf_hash: bytes) -> None:
-        """Append one leaf by its hash."""
-        carried = leaf_hash
+    @property
+    def next_proof(self) -> tuple[bytes, ...]:
+        """The inclusion proof of the leaf that is appended next, in the tree that ends with it (section 2.1.1)."""
+        return tuple(reversed(self._edge))
+
+    def append(self, leaf_hash: bytes) -> list[bytes]:
+        """Append one leaf by its hash; returns the hashes to store for it, as `hashes_to_append`."""
+        completed = [leaf_hash]
         size = self._size
         while size & 1:
-            carried = sha256(b"\x01" + self._edge.pop() + carried).digest()
+            completed.append(sha256(b"\x01" + self._edge.pop() + completed[-1]).digest())
             size >>= 1
-        self._edge.append(carried)
+        self._edge.append(completed[-1])
         self._size += 1
+        return completed
 
 
 def _split(start: int, end: int) -> int:

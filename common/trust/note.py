@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.bindings import crypto_sign_BYTES, crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 from common.errors import MalformedError, TooLargeError, VerificationError
 from common.trust.merkle import HASH_BYTES, MAX_SIZE
@@ -77,8 +79,10 @@ class Verifier:
             VerificationError: it is not.
         """
         try:
-            Ed25519PublicKey.from_public_bytes(self.public_key).verify(data, text.encode())
-        except InvalidSignature as error:
+            if len(data) != crypto_sign_BYTES:
+                raise BadSignatureError
+            crypto_sign_open(data + text.encode(), self.public_key)
+        except BadSignatureError as error:
             raise VerificationError(f"the signature by {self.name}+{self.key_id} does not hold") from error
 
 

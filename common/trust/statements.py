@@ -10,6 +10,7 @@ Fields follow ISO/IEC TS 27560 consent records and W3C DPV in substance (purpose
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -25,7 +26,9 @@ COORDINATOR: Final = "coordinator"
 """Party id of the coordinator; no owner may be called so."""
 
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
-_RECORD_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_REMEMBERED: Final = 4096
+_TIME: Final = re.compile(r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_RECORD_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
 def format_time(moment: datetime) -> str:
@@ -35,10 +38,9 @@ def format_time(moment: datetime) -> str:
 
 def parse_time(text: str) -> datetime:
     """The inverse of `format_time`; `ValueError` for any other spelling."""
-    moment = datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
-    if format_time(moment) != text:
-        raise ValueError(f"{text!r} is not a time such as 2026-11-23T09:00:00Z")
-    return moment
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is not a time such as 2026-11-23T09:00:00Z")
+    return datetime.fromisoformat(text)
 
 
 def new_record_id(now: datetime) -> str:
@@ -52,6 +54,7 @@ def new_record_id(now: datetime) -> str:
 def _matches(pattern: str, wanted: str) -> AfterValidator:
     compiled = re.compile(pattern)
 
+    @lru_cache(_REMEMBERED)  # parties, keys, lines and terms come again and again
     def check(text: str) -> str:
         if not compiled.fullmatch(text):
             raise ValueError(f"{text[:80]!r} is not {wanted}")
@@ -61,7 +64,8 @@ def _matches(pattern: str, wanted: str) -> AfterValidator:
 
 
 def _check_time(text: str) -> str:
-    return format_time(parse_time(text))
+    parse_time(text)
+    return text
 
 
 Digest = Annotated[str, AfterValidator(check_digest)]
@@ -99,7 +103,7 @@ class Statement(_Strict):
         fields = self.model_dump(mode="json", exclude_unset=True)
         return f"{TYPE_PREFIX}{self.type}\n{strict_json.canonical(fields).decode()}\n"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of the body: how the party's next statement and receipts refer to it."""
         return digest_of(self.text.encode())
@@ -296,17 +300,20 @@ def parse(text: str) -> Statement:
     data = text.encode()
     if len(data) > MAX_STATEMENT_BYTES:
         raise MalformedError(f"statement of {len(data)} bytes; at most {MAX_STATEMENT_BYTES} are allowed")
-    type_line, _, rest = text.partition("\n")
+    type_line = text.partition("\n")[0]
     kind = KINDS.get(type_line.removeprefix(TYPE_PREFIX)) if type_line.startswith(TYPE_PREFIX) else None
     if kind is None:
         raise MalformedError(f"unknown statement type {type_line[:80]!r}; this version knows {', '.join(KINDS)}")
-    fields = strict_json.load_object(rest.encode(), what=kind.type)
+    line, end = data[len(type_line) + 1 : -1], data[-1:]
+    fields = strict_json.load_object(line, what=kind.type)
     try:
         statement = kind.model_validate(fields)
     except ValidationError as error:
         raise MalformedError(f"{kind.type}: {_first_problem(error)}") from error
-    if statement.text != text:
+    # No field is changed by being read, so the statement's own text is the canonical form of what was read.
+    if end != b"\n" or not strict_json.is_canonical(line, fields):
         raise MalformedError(f"{kind.type} is not canonical: one line of RFC 8785 JSON and a newline are wanted")
+    statement.__dict__["digest"] = digest_of(data)
     return statement
 
 

@@ -6,7 +6,7 @@ hold (RFC 8785 section 3.2.2.3), invalid UTF-8 and absurd nesting. `canonical` i
 
 import json
 import math
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import rfc8785
 
@@ -42,6 +42,12 @@ def _finite(text: str) -> float:
     return value
 
 
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_safe_integer, parse_float=_finite
+)
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
+
+
 def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
     """The value in `data`; `what` names it in the error.
 
@@ -50,13 +56,7 @@ def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
             or an integer of 2^53 or more.
     """
     try:
-        value: JsonValue = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_int=_safe_integer,
-            parse_float=_finite,
-        )
+        value: JsonValue = _DECODER.decode(data.decode("utf-8"))
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # an escape may name half a character: that is no text
     except (ValueError, RecursionError) as error:
@@ -78,3 +78,20 @@ def canonical(value: object) -> bytes:
         return bytes(rfc8785.dumps(value))  # type: ignore[arg-type]
     except rfc8785.CanonicalizationError as error:
         raise ValueError(f"no canonical JSON: {error}") from error
+
+
+def is_canonical(data: bytes, value: JsonValue) -> bool:
+    """Whether `data`, which parsed to `value`, is its RFC 8785 form.
+
+    In ASCII and without fractions the standard library's encoder spells every value as RFC 8785 does, several times
+    faster; what differs from that is spelled out in full.
+    """
+    if data.isascii() and not _has_fraction(value):
+        return _ENCODER.encode(value).encode() == data
+    return canonical(value) == data
+
+
+def _has_fraction(value: JsonValue) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_fraction, value.values()))
+    return any(map(_has_fraction, value)) if isinstance(value, list) else isinstance(value, float)
