@@ -5,7 +5,7 @@ nor grpc, and shares no code with the assembler whose work it checks: step 8 der
 every tensor must be and compares.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -27,12 +27,13 @@ from common.model.partition import (
     router_row,
 )
 from common.trust.cosignature import Witness
-from common.trust.history import History, Release, taken_back
+from common.trust.history import History, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
 from common.trust.root import TrustedRoot
+from common.trust.state import Release
 from common.trust.statements import Statement, parse_note
-from common.trust.tiles import CHECKPOINT_NAME, read_entries
+from common.trust.tiles import CHECKPOINT_NAME, LogEntries
 from common.trust.verify import (
     STEPS,
     StepFailed,
@@ -71,10 +72,11 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     checkpoint: bytes = b""
     releases: dict[str, list[str]] = field(default_factory=dict)
-    entries: list[bytes] = field(default_factory=list)
-    statements: list[Statement] = field(default_factory=list)
-    """What the log says, entry by entry; filled when step 4 holds."""
+    entries: Sequence[bytes] = ()
+    """The log, entry by entry; there when step 4 holds."""
     _history: History | None = None
+    keeps: object = None
+    """What the entries are read from, where it is only lent."""
 
     @property
     def holds(self) -> bool:
@@ -92,16 +94,20 @@ class Report:
         """Keep what step 4 folded."""
         self._history = history
 
+    @property
+    def statements(self) -> Iterator[Statement]:
+        """What the log says, entry by entry."""
+        return (parse_note(entry)[1] for entry in self.entries)
+
     def found(self, step: int, text: str) -> None:
         """Note what a step that holds found."""
         self.findings.append(Finding(step, holds=True, found=text))
 
     @property
-    def log_lines(self) -> list[str]:
+    def log_lines(self) -> Iterator[str]:
         """The log's entries, a line each, for people."""
-        return [
-            f"{index:>4}  {said.issued_at}  {said.party:<16}  {said.type}" for index, said in enumerate(self.statements)
-        ]
+        for index, said in enumerate(self.statements):
+            yield f"{index:>4}  {said.issued_at}  {said.party:<16}  {said.type}"
 
 
 def audit(
@@ -146,12 +152,14 @@ def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report:
     found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
     earlier = None if last_seen is None else check_checkpoint(root, last_seen)
     entries = _entries(log, head)
-    check_entries(entries, head, last_seen=earlier)
+    try:
+        check_entries(entries, head, last_seen=earlier)
+    except ConcordError as error:
+        raise _failed(3, error) from error
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
     found(3, f"root hash {head.root.hex()}")
     history = check_history(root, entries)
     report.history, report.entries = history, entries
-    report.statements = [parse_note(entry)[1] for entry in entries]
     found(4, f"{history.size} statements of {len(history.parties)} parties")
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
@@ -180,17 +188,14 @@ def _check_models(public: Path, report: Report, now: datetime) -> None:
 def _owners(history: History, release: Release) -> list[str]:
     """Whose experts are in a release, by slot."""
     grants = [history.grants[history.grant_ids[expert.grant_index]] for expert in release.statement.experts]
-    return [grant.statement.party for grant in grants]
+    return [grant.party for grant in grants]
 
 
-def _entries(log: Path, head: Checkpoint) -> list[bytes]:
+def _entries(log: Path, head: Checkpoint) -> LogEntries:
     def read(path: PurePosixPath) -> bytes:
         return read_required(log / path, hint=_HINT)
 
-    try:
-        return read_entries(read, size=head.size)
-    except ConcordError as error:
-        raise StepFailed(3, str(error)) from error
+    return LogEntries(read, size=head.size)
 
 
 def _check_files(public: Path, history: History, now: datetime) -> int:
@@ -212,12 +217,12 @@ def _check_files(public: Path, history: History, now: datetime) -> int:
 
 def _check_gone(public: Path, history: History, now: datetime) -> None:
     """What was withdrawn is not published any more, once it had to be gone."""
-    overdue = {i for i in history.revocations if is_overdue(history, i, at=now)}
+    overdue = {i for i in history.taking_back if is_overdue(history, i, at=now)}
     for index, withdrawal in history.withdrawals.items():
         directory = public / "releases" / withdrawal.release
         if withdrawal.cause_index in overdue and directory.exists():
             raise StepFailed(7, f"{directory} is still published; entry {index} withdrew it")
-    causes = {history.revocations[index].grant_id: index for index in overdue}
+    causes = {history.taking_back[index].grant_id: index for index in overdue}
     for digest, grant_id in taken_back(history).items():
         path = object_path(public, digest)
         if grant_id in causes and path.exists():
@@ -299,11 +304,11 @@ def _expert(public: Path, base: Path, history: History, release: Release, slot: 
     released = release.statement.experts[slot - 1]
     grant = history.grants[history.grant_ids[released.grant_index]]
     contribution = history.contributions_by_index[released.contribute_index]
-    digest = contribution.statement.files[EXPERT_NAME].digest
+    digest = contribution.files[EXPERT_NAME].digest
     path = object_path(public, digest)
     read_required_file(path)
     if digest_of_file(path) != digest:
-        raise StepFailed(8, f"the expert of {grant.statement.party} is not {digest}")
+        raise StepFailed(8, f"the expert of {grant.party} is not {digest}")
     entries = checkpoint.read_header(path)
     checkpoint.check_tensors(entries, expected=expected_tensors(read_config(base)))
     checkpoint.check_nothing_beside(path)

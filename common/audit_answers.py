@@ -11,7 +11,8 @@ from common.model import checkpoint
 from common.model.config import CONFIG_FILE
 from common.model.expert import EXPERT_NAME, read_config
 from common.model.partition import PROJECTIONS, feed_forward, joined_router, owner_of
-from common.trust.history import Grant, History, Release, check_releasable, replay
+from common.trust.history import History, check_releasable, replay
+from common.trust.state import Grant, Release
 from common.trust.statements import (
     COORDINATOR,
     BasePublish,
@@ -23,6 +24,7 @@ from common.trust.statements import (
     ReleasePublish,
     ReleaseWithdraw,
     Statement,
+    parse_note,
     parse_time,
 )
 
@@ -61,9 +63,10 @@ def about_release(report: Report, name: str) -> ReleaseAnswer:
     members = []
     for expert in said.experts:
         grant = history.grants[history.grant_ids[expert.grant_index]]
-        contribution = history.contributions_by_index[expert.contribute_index].statement
-        digest = contribution.files[EXPERT_NAME].digest
-        members.append(Member(grant.statement.party, expert.slot, digest, grant.statement, grant.index))
+        digest = history.contributions_by_index[expert.contribute_index].files[EXPERT_NAME].digest
+        _, consent = parse_note(report.entries[grant.index])
+        assert isinstance(consent, ConsentGrant)
+        members.append(Member(grant.party, expert.slot, digest, consent, grant.index))
     then = replay(history.root, report.entries[: release.index])
     inside = {member.owner for member in members}
     outside = sorted(then.parties.keys() - inside - {COORDINATOR})
@@ -78,7 +81,7 @@ def about_release(report: Report, name: str) -> ReleaseAnswer:
 
 def why_not(then: History, owner: str, release: ReleasePublish) -> str:
     """Why an owner has no expert in `release`; `then` is the history before it."""
-    grants = [grant for grant in then.grants.values() if grant.statement.party == owner]
+    grants = [grant for grant in then.grants.values() if grant.party == owner]
     if not grants:
         return "never consented to anything"
     newest = max(grants, key=lambda grant: grant.index)
@@ -86,7 +89,7 @@ def why_not(then: History, owner: str, release: ReleasePublish) -> str:
 
 
 def _why_not(then: History, grant: Grant, release: ReleasePublish) -> str:
-    if grant.revoked_index is None and grant.statement.record_id not in then.contributions:
+    if grant.revoked_index is None and grant.record_id not in then.contributions:
         return f"contributed no expert under its consent (entry {grant.index})"
     try:
         check_releasable(

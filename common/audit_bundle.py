@@ -21,7 +21,7 @@ from common.trust.cosignature import Witness
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, bundle_path, format_bundle, read_entries
+from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, LogEntries, bundle_path, format_bundle
 from common.trust.verify import StepFailed
 
 SUFFIX: Final = ".zip"
@@ -56,7 +56,7 @@ def _members(public: Path) -> Iterator[tuple[str, bytes]]:
     checkpoint = read_required(public / "log" / CHECKPOINT_NAME, hint=_HINT)
     yield f"log/{CHECKPOINT_NAME}", checkpoint
     yield ROOT_NAME, read_required(public / ROOT_NAME, hint=_HINT)
-    entries = read_entries(lambda path: read_required(public / "log" / path, hint=_HINT), size=_size(checkpoint))
+    entries = LogEntries(lambda path: read_required(public / "log" / path, hint=_HINT), size=_size(checkpoint))
     for start in range(0, len(entries), BUNDLE_ENTRIES):
         bundle = entries[start : start + BUNDLE_ENTRIES]
         yield f"log/{bundle_path(start // BUNDLE_ENTRIES, width=len(bundle))}", format_bundle(bundle)
@@ -103,17 +103,18 @@ def audit_bundle(
     The same of what is published at an address. Arguments and errors are those of `common.audit.audit`, `unpack` and
     `common.audit_fetch.fetch_log`.
     """
-    with TemporaryDirectory(prefix="concord-audit-") as folder:
-        public = Path(folder)
-        if isinstance(bundle, str):
-            fetch_log(bundle, public)
-        else:
-            unpack(bundle, public)
-        report = audit(public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses)
-        if report.holds and isinstance(bundle, str):
-            fetch_manifests(bundle, public, logged_manifests(public, report.history))
-        if report.holds:
-            _check_manifests(public, report)
+    folder = TemporaryDirectory(prefix="concord-audit-")  # gone with the report that reads from it
+    public = Path(folder.name)
+    if isinstance(bundle, str):
+        fetch_log(bundle, public)
+    else:
+        unpack(bundle, public)
+    report = audit(public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses)
+    report.keeps = folder
+    if report.holds and isinstance(bundle, str):
+        fetch_manifests(bundle, public, logged_manifests(public, report.history))
+    if report.holds:
+        _check_manifests(public, report)
     return report
 
 

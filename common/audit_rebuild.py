@@ -39,7 +39,7 @@ def rebuild(public: Path, report: Report, name: str, output: Path) -> Rebuilt:
         raise ConflictError(f"{output} is there already; name a directory that is not")
     statement, directory = release.statement, public / "releases" / name
     contributions = (history.contributions_by_index[each.contribute_index] for each in statement.experts)
-    experts = [object_path(public, each.statement.files[EXPERT_NAME].digest) for each in contributions]
+    experts = [object_path(public, each.files[EXPERT_NAME].digest) for each in contributions]
     for path in experts:
         read_required_file(path)
     manifest = check_manifest(directory, statement.manifest_digest)

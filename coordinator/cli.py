@@ -193,9 +193,9 @@ def status(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) 
 
 def _status(coordinator: Coordinator) -> dict[str, object]:
     history, now = coordinator.registry.head(), datetime.now(UTC)
-    in_force = {grant.statement.party for grant in history.grants.values() if is_in_force(grant, at=now)}
-    once_in_force = {grant.statement.party for grant in history.grants.values()}
-    revoked = {g.statement.party for g in history.grants.values() if g.revoked_index is not None} - in_force
+    in_force = {grant.party for grant in history.grants.values() if is_in_force(grant, at=now)}
+    once_in_force = {grant.party for grant in history.grants.values()}
+    revoked = {g.party for g in history.grants.values() if g.revoked_index is not None} - in_force
     return {
         "federation": coordinator.settings.federation,
         "address": f"{coordinator.settings.reachable_at}:{coordinator.settings.port}",
@@ -206,7 +206,7 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
         "consents_in_force": sorted(in_force),
         "consents_lapsed": sorted(once_in_force - in_force - revoked),
         "opted_out": sorted(revoked),
-        "experts": sorted({contribution.statement.party for contribution in history.contributions.values()}),
+        "experts": sorted({contribution.party for contribution in history.contributions.values()}),
         "releases": list(history.releases),
         "public": str(coordinator.home.public),
     }

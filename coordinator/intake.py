@@ -185,8 +185,8 @@ class Intake:
     def _config(self, statement: ExpertContribute) -> ModelConfig:
         history = self._registry.head()
         grant = history.grants.get(statement.grant_id)
-        if grant is None:
-            raise ConsentError(f"there is no consent {statement.grant_id}; sign one first")
+        if grant is None or grant.revoked_index is not None:
+            raise ConsentError(f"there is no consent {statement.grant_id} in force; sign one first")
         manifest = self._publication.manifest(grant.statement.expert.base_digest)
         return ModelConfig.parse(self._publication.find(manifest.files[CONFIG_NAME].digest).read_bytes())
 

@@ -295,7 +295,7 @@ class _Appending:
 
     def index_of(self, statement: Statement) -> int | None:
         """Where exactly this statement is in the log, if it is on disk."""
-        return index_of(self.connection, statement) if statement.record_id in self.history.records else None
+        return index_of(self.connection, statement) if self.history.has_record(statement.record_id) else None
 
     def __call__(self, entry: bytes) -> int:
         """Check and append; returns the leaf index."""

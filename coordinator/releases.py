@@ -17,8 +17,9 @@ from common.errors import ConflictError, ConsentError, NotFoundError, Unavailabl
 from common.files import exclusive
 from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
-from common.trust.history import Contribution, Grant, History, first_lapse, left_out, releasable_experts
+from common.trust.history import History, first_lapse, left_out, releasable_experts
 from common.trust.manifest import Manifest
+from common.trust.state import Contribution, Grant
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.home import Coordinator
 from coordinator.withdrawal import take_down
@@ -136,7 +137,7 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     return PublishedRelease(
         statement,
         shown,
-        {slot: grant.statement.party for slot, (grant, _) in enumerate(chosen, start=1)},
+        {slot: grant.party for slot, (grant, _) in enumerate(chosen, start=1)},
         left_out(history, **place, at=now),
     )
 
@@ -181,12 +182,12 @@ def _check_still(
 
 
 def _expert_digest(contribution: Contribution) -> str:
-    return contribution.statement.files[EXPERT_NAME].digest
+    return contribution.files[EXPERT_NAME].digest
 
 
 def _released(slot: int, grant: Grant, contribution: Contribution) -> ReleasedExpert:
     return ReleasedExpert(
-        digest=contribution.statement.manifest.digest,
+        digest=contribution.manifest_digest,
         grant_index=grant.index,
         contribute_index=contribution.index,
         slot=slot,

@@ -68,9 +68,7 @@ def _needed(coordinator: Coordinator, history: History) -> set[str]:
     manifests = [base.base_digest for base in history.bases.values()]
     manifests += [r.statement.manifest_digest for r in history.releases.values() if r.withdrawn_index is None]
     contributed = {
-        file.digest
-        for contribution in history.contributions_by_index.values()
-        for file in contribution.statement.files.values()
+        file.digest for contribution in history.contributions_by_index.values() for file in contribution.files.values()
     }
     return _files(coordinator, manifests) | (contributed - taken_back(history).keys())
 

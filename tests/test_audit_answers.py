@@ -133,7 +133,7 @@ def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
     assert shown.returncode == 0, shown.stderr
     result = json.loads(shown.stdout.splitlines()[-1])
     note = original.entries()[1].decode()
-    assert result["digest"] == original.audit().statements[1].digest
+    assert result["digest"] == list(original.audit().statements)[1].digest
     for name_and_id in result["signed_by"]:
         assert name_and_id.rpartition("+")[0] in note
     text = concord("audit", "show", "1", str(original.path)).stdout

@@ -57,7 +57,7 @@ def test_nothing_is_written_over_and_nothing_made_up(original: Published, tmp_pa
         rebuild(original.path, report, "release-9", tmp_path / "again")
     digest = report.history.contributions_by_index
     for contribution in digest.values():
-        for file in contribution.statement.files.values():
+        for file in contribution.files.values():
             (original.path / "objects" / file.digest.removeprefix("sha256:")).unlink(missing_ok=True)
     with pytest.raises(NotFoundError, match="the log names it; it must be published"):
         rebuild(original.path, report, "release-1", tmp_path / "again")

@@ -4,7 +4,7 @@
 one set of rules, written once. No I/O and no clock: "now" of a rule is the `issued_at` of the statement it judges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
@@ -12,9 +12,10 @@ from typing import Final
 
 from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotFoundError, NotPermittedError
 from common.trust.cosignature import Witness
-from common.trust.manifest import digest_of
+from common.trust.manifest import Manifest, digest_of
 from common.trust.note import Note, Verifier
 from common.trust.root import TrustedRoot
+from common.trust.state import Contribution, Grant, Party, Release, TakingBack
 from common.trust.statements import (
     COORDINATOR,
     BasePublish,
@@ -38,45 +39,8 @@ MAX_BACKDATING: Final = timedelta(minutes=20)
 """How much earlier than an entry before it a release may be dated: clocks of owners and coordinator differ."""
 
 
-@dataclass(frozen=True, slots=True)
-class Party:
-    """A party as of some entry: the keys that sign for it, and where its chain of statements stands."""
-
-    verifiers: tuple[Verifier, ...]
-    next_seq: int = 0
-    head: str | None = None
-    revoked_key_ids: frozenset[str] = frozenset()
-    witness: Witness | None = None
-
-    def verifier(self, key_id: str) -> Verifier | None:
-        """The key with this id, while it signs for the party."""
-        return next((verifier for verifier in self.verifiers if verifier.key_id == key_id), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A consent in the log, and the index of the entry that revoked it, if any."""
-
-    index: int
-    statement: ConsentGrant
-    revoked_index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """An expert in the log."""
-
-    index: int
-    statement: ExpertContribute
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """A release in the log, and the index of the entry that withdrew it, if any."""
-
-    index: int
-    statement: ReleasePublish
-    withdrawn_index: int | None = None
+def _verify(note: Note, verifiers: Sequence[Verifier]) -> None:
+    note.verify(*verifiers)
 
 
 @dataclass(slots=True)
@@ -84,9 +48,12 @@ class History:
     """The state that the first `size` entries of a log amount to."""
 
     root: TrustedRoot
+    verify: Callable[[Note, Sequence[Verifier]], None] = field(default=_verify, repr=False)
+    """How a note's signatures are checked: at once, or by whoever checks many together (`signature_pool`)."""
     size: int = 0
     parties: dict[str, Party] = field(default_factory=dict)
-    records: set[str] = field(default_factory=set)
+    records: set[int] = field(default_factory=set)
+    """Ids of all records, as numbers: there is one for every entry."""
     bases: dict[str, BasePublish] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
     grant_ids: dict[int, str] = field(default_factory=dict)
@@ -98,12 +65,14 @@ class History:
     contributors: dict[str, str] = field(default_factory=dict)
     """By digest of a contributed file: the party that contributed it first. It stays theirs, whatever they revoke."""
     releases: dict[str, Release] = field(default_factory=dict)
-    revocations: dict[int, ConsentRevoke] = field(default_factory=dict)
-    """By entry."""
+    taking_back: dict[int, TakingBack] = field(default_factory=dict)
+    """By entry: the revocations that ask to withdraw what is published."""
     withdrawals: dict[int, ReleaseWithdraw] = field(default_factory=dict)
     """By entry."""
     latest: datetime = _EPOCH
     """The latest date of any entry."""
+    _manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
+    """Of all contributions, each once."""
 
     def __post_init__(self) -> None:
         self.parties.setdefault(COORDINATOR, Party((self.root.coordinator,)))
@@ -132,10 +101,14 @@ class History:
                 f"statement {statement.seq} of {statement.party} after {statement.prev} breaks its sequence: "
                 f"{party.next_seq} after {party.head} is next"
             )
-        if statement.record_id in self.records:
+        if self.has_record(statement.record_id):
             raise ConflictError(f"record {statement.record_id} is in the log already")
         self._check(statement)
         return statement
+
+    def has_record(self, record_id: str) -> bool:
+        """Whether a statement with this id is in the log."""
+        return _number(record_id) in self.records
 
     def append(self, entry: bytes) -> Statement:
         """Check `entry` and take it as the next one."""
@@ -148,7 +121,7 @@ class History:
         self._apply(statement)
         party = self.parties[statement.party]
         self.parties[statement.party] = replace(party, next_seq=statement.seq + 1, head=statement.digest)
-        self.records.add(statement.record_id)
+        self.records.add(_number(statement.record_id))
         self.latest = max(self.latest, parse_time(statement.issued_at))
         self.size += 1
 
@@ -169,7 +142,7 @@ class History:
             verifiers.append(_owner_key(statement, statement.public_key))
             if verifiers[-1].key_id in {*party.revoked_key_ids, *(verifier.key_id for verifier in party.verifiers)}:
                 raise ConflictError(f"key {verifiers[-1].key_id} is or was a key of {statement.party}; make a new one")
-        note.verify(*verifiers)
+        self.verify(note, verifiers)
         if len(note.signatures) != len(verifiers):
             raise MalformedError(
                 f"{statement.type} carries {len(note.signatures)} signatures; {len(verifiers)} belong under it"
@@ -270,19 +243,19 @@ class History:
     @_check.register
     def _(self, statement: ReleaseWithdraw) -> None:
         _only_coordinator(statement)
-        release, cause = self.releases.get(statement.release), self.revocations.get(statement.cause_index)
+        release, cause = self.releases.get(statement.release), self.taking_back.get(statement.cause_index)
         if release is None:
             raise NotFoundError(f"{statement.release} is not in the log")
         if release.withdrawn_index is not None:
             raise ConflictError(f"{statement.release} was withdrawn by entry {release.withdrawn_index} already")
-        if cause is None or not _asks_to_withdraw(self, cause, release):
+        if cause is None or not _holds(self, cause, release):
             raise NotPermittedError(
                 f"entry {statement.cause_index} is no revocation that asks to withdraw {statement.release}"
             )
 
     def _own_grant(self, grant_id: str, *, party: str) -> Grant:
         grant = self.grants.get(grant_id)
-        if grant is None or grant.statement.party != party:
+        if grant is None or grant.party != party:
             raise ConsentError(f"{party} has no consent {grant_id}; sign one first")
         return grant
 
@@ -290,13 +263,13 @@ class History:
         if expert.grant_index not in self.grant_ids:
             raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
         grant = self.grants[self.grant_ids[expert.grant_index]]
-        contribution = self.contributions.get(grant.statement.record_id)
+        contribution = self.contributions.get(grant.record_id)
         if (
             contribution is None
             or contribution.index != expert.contribute_index
-            or contribution.statement.manifest.digest != expert.digest
+            or contribution.manifest_digest != expert.digest
         ):
-            raise ConsentError(f"slot {expert.slot} is not what {grant.statement.party} contributed under its consent")
+            raise ConsentError(f"slot {expert.slot} is not what {grant.party} contributed under its consent")
         check_releasable(grant, release=release.release, line=release.line, base_digest=release.base_digest,
                          at=parse_time(release.issued_at))  # fmt: skip
         _check_covers(grant, expert.digest)
@@ -330,20 +303,24 @@ class History:
 
     @_apply.register
     def _(self, statement: ConsentGrant) -> None:
-        self.grants[statement.record_id] = Grant(self.size, statement)
+        self.grants[statement.record_id] = Grant(self.size, statement.party, statement.record_id, statement)
         self.grant_ids[self.size] = statement.record_id
 
     @_apply.register
     def _(self, statement: ConsentRevoke) -> None:
-        self.grants[statement.grant_id] = replace(self.grants[statement.grant_id], revoked_index=self.size)
-        self.revocations[self.size] = statement
+        grant = self.grants[statement.grant_id]
+        self.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=self.size)
+        if statement.effect == "withdraw_published":
+            self.taking_back[self.size] = TakingBack(statement.party, statement.grant_id, statement.deadline)
 
     @_apply.register
     def _(self, statement: ExpertContribute) -> None:
-        contribution = Contribution(self.size, statement)
-        self.contributions[statement.grant_id] = contribution
+        digest, grant_id = statement.manifest.digest, self.grants[statement.grant_id].record_id
+        files = self._manifests.setdefault(digest, statement.manifest).files
+        contribution = Contribution(self.size, statement.party, grant_id, files, digest)
+        self.contributions[grant_id] = contribution
         self.contributions_by_index[self.size] = contribution
-        for file in statement.files.values():
+        for file in files.values():
             self.contributors.setdefault(file.digest, statement.party)
 
     @_apply.register
@@ -363,10 +340,14 @@ def _owner_key(statement: Statement, line: str) -> Verifier:
     return verifier
 
 
-def _asks_to_withdraw(history: History, cause: ConsentRevoke, release: Release) -> bool:
-    grant = history.grants[cause.grant_id]
-    held = {expert.grant_index for expert in release.statement.experts}
-    return cause.effect == "withdraw_published" and grant.index in held
+def _number(record_id: str) -> int:
+    return int(record_id.replace("-", ""), 16)
+
+
+def _holds(history: History, cause: TakingBack, release: Release) -> bool:
+    """Whether a release holds the expert that is taken back."""
+    index = history.grants[cause.grant_id].index
+    return any(expert.grant_index == index for expert in release.statement.experts)
 
 
 def withdrawals_due(history: History) -> list[tuple[Release, int]]:
@@ -381,18 +362,18 @@ def withdrawals_due(history: History) -> list[tuple[Release, int]]:
 
 
 def _first_cause(history: History, release: Release) -> int | None:
-    asking = (index for index, cause in history.revocations.items() if _asks_to_withdraw(history, cause, release))
+    asking = (index for index, cause in history.taking_back.items() if _holds(history, cause, release))
     return min(asking, default=None)
 
 
 def taken_back(history: History) -> dict[str, str]:
     """Files that were contributed under a consent whose revocation takes back what is published: digest to consent."""
-    asked = {cause.grant_id for cause in history.revocations.values() if cause.effect == "withdraw_published"}
+    asked = {cause.grant_id for cause in history.taking_back.values()}
     return {
-        file.digest: contribution.statement.grant_id
+        file.digest: contribution.grant_id
         for contribution in history.contributions_by_index.values()
-        if contribution.statement.grant_id in asked
-        for file in contribution.statement.files.values()
+        if contribution.grant_id in asked
+        for file in contribution.files.values()
     }
 
 
@@ -423,9 +404,9 @@ def _only_owner(statement: Statement) -> None:
 
 
 def _check_in_force(grant: Grant, *, at: datetime) -> None:
-    consent = grant.statement
     if grant.revoked_index is not None:
-        raise ConsentError(f"consent {consent.record_id} of {consent.party} was revoked by entry {grant.revoked_index}")
+        raise ConsentError(f"consent {grant.record_id} of {grant.party} was revoked by entry {grant.revoked_index}")
+    consent = grant.statement
     if not parse_time(consent.not_before) <= at < parse_time(consent.not_after):
         raise ConsentError(
             f"consent {consent.record_id} of {consent.party} is in force from {consent.not_before} until "
@@ -483,11 +464,11 @@ def left_out(history: History, *, release: str, line: str, base_digest: str, at:
             try:
                 check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
             except ConsentError as error:
-                reasons[grant.statement.party] = str(error)
+                reasons[grant.party] = str(error)
     return reasons
 
 
-def replay(root: TrustedRoot, entries: list[bytes]) -> History:
+def replay(root: TrustedRoot, entries: Iterable[bytes]) -> History:
     """The history of a whole log.
 
     Raises:

@@ -5,11 +5,12 @@ of them. An entry bundle holds 256 entries, each with its length as a big-endian
 tile or bundle is published as a partial one, whose path says how many it holds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, overload
 
-from common.errors import MalformedError
+from common.errors import ConflictError, MalformedError
 
 BUNDLE_ENTRIES: Final = 256
 TILE_HASHES: Final = 256
@@ -68,18 +69,54 @@ def parse_bundle(data: bytes) -> list[bytes]:
     return entries
 
 
-def read_entries(read: Callable[[PurePosixPath], bytes], *, size: int) -> list[bytes]:
-    """The first `size` entries, each bundle got by `read` from its path.
+class LogEntries(Sequence[bytes]):
+    """The first `size` entries of a log, read from its bundles when they are asked for: it may be larger than memory.
 
     Raises:
-        MalformedError: a bundle does not hold as many entries as its path says.
+        MalformedError: when asked, where a bundle does not hold as many entries as its path says.
+        ConflictError: a bundle is not what it was when it was read before.
     """
-    found: list[bytes] = []
-    for index in range(-(-size // BUNDLE_ENTRIES)):
-        width = min(BUNDLE_ENTRIES, size - index * BUNDLE_ENTRIES)
+
+    def __init__(self, read: Callable[[PurePosixPath], bytes], *, size: int) -> None:
+        self._read = read
+        self._size = size
+        self._recent: tuple[int, list[bytes]] = (-1, [])
+        self._seen: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        for index in range(-(-self._size // BUNDLE_ENTRIES)):
+            yield from self._bundle(index)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(self._size)[index]]
+        place = range(self._size)[index]
+        bundle = place // BUNDLE_ENTRIES
+        if self._recent[0] != bundle:
+            self._recent = bundle, self._bundle(bundle)
+        return self._recent[1][place % BUNDLE_ENTRIES]
+
+    def _bundle(self, index: int) -> list[bytes]:
+        width = min(BUNDLE_ENTRIES, self._size - index * BUNDLE_ENTRIES)
         path = bundle_path(index, width=width)
-        entries = parse_bundle(read(path))
+        data = self._read(path)
+        if self._seen.setdefault(index, digest := sha256(data).digest()) != digest:
+            raise ConflictError(f"{path} changed while it was read; start again")
+        entries = parse_bundle(data)
         if len(entries) != width:
             raise MalformedError(f"{path} holds {len(entries)} entries, not {width}")
-        found.extend(entries)
-    return found
+        return entries
+
+
+def read_entries(read: Callable[[PurePosixPath], bytes], *, size: int) -> list[bytes]:
+    """The same, all at once."""
+    return list(LogEntries(read, size=size))

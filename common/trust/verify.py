@@ -15,7 +15,8 @@
 Steps 7 and 8 read files and are in `common/audit.py`; a single receipt is steps 1 to 3 for one entry.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -25,6 +26,7 @@ from common.trust.cosignature import Witness, cosigned
 from common.trust.history import MAX_BACKDATING, History, withdrawals_due
 from common.trust.note import Checkpoint, Note, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
+from common.trust.signature_pool import SignatureChecks
 from common.trust.statements import TYPE_PREFIX, ReleasePublish, parse_time
 
 STEPS: Final = {
@@ -37,6 +39,9 @@ STEPS: Final = {
     7: "published files are those that the log names",
     8: "each release is its inputs placed side by side",
 }
+
+
+_RELEASE_LINE: Final = f"{TYPE_PREFIX}{ReleasePublish.type}\n".encode()
 
 
 class StepFailed(VerificationError):
@@ -99,16 +104,24 @@ def _same_root(step: int, found: bytes, wanted: Checkpoint) -> None:
         raise StepFailed(step, f"root hash of {wanted.size} entries is {found.hex()}, not {wanted.root.hex()}")
 
 
-def check_history(root: TrustedRoot, entries: Sequence[bytes]) -> History:
+def check_history(root: TrustedRoot, entries: Iterable[bytes]) -> History:
     """Steps 4 and 5: fold every entry with the registry's own rules."""
-    history = History(root)
-    release_line = f"{TYPE_PREFIX}{ReleasePublish.type}\n".encode()
-    for index, entry in enumerate(entries):
-        try:
-            history.append(entry)
-        except ConcordError as error:
-            raise StepFailed(5 if entry.startswith(release_line) else 4, f"entry {index}: {error}") from error
-    return history
+    refused: StepFailed | None = None
+    with SignatureChecks() as signatures:
+        history = History(root, verify=signatures.verify)
+        for index, entry in enumerate(entries):
+            signatures.of_entry(index)
+            try:
+                history.append(entry)
+            except ConcordError as error:
+                refused = StepFailed(5 if entry.startswith(_RELEASE_LINE) else 4, f"entry {index}: {error}")
+                break
+        signatures.finish()
+    if signatures.failed is not None:  # asked for before what was refused
+        raise StepFailed(4, "entry {}: {}".format(*signatures.failed))
+    if refused is not None:
+        raise refused
+    return replace(history, verify=History(root).verify)
 
 
 def check_revocations(history: History, *, at: datetime | None = None) -> int:
@@ -134,7 +147,7 @@ def _check_withdrawals(history: History, now: datetime) -> None:
             raise StepFailed(
                 6,
                 f"{release.statement.release} is not withdrawn; entry {cause_index} of "
-                f"{history.revocations[cause_index].party} asks for it until {_deadline(history, cause_index)}",
+                f"{history.taking_back[cause_index].party} asks for it until {_deadline(history, cause_index)}",
             )
     for index, withdrawal in history.withdrawals.items():
         if is_overdue(history, withdrawal.cause_index, at=parse_time(withdrawal.issued_at)):
@@ -147,12 +160,12 @@ def _check_withdrawals(history: History, now: datetime) -> None:
 
 def is_overdue(history: History, cause_index: int, *, at: datetime) -> bool:
     """Whether what the revocation in an entry asks for had to be done by then; clocks may differ by MAX_BACKDATING."""
-    deadline = history.revocations[cause_index].deadline
+    deadline = history.taking_back[cause_index].deadline
     return at - MAX_BACKDATING > deadline
 
 
 def _deadline(history: History, cause_index: int) -> str:
-    return f"{history.revocations[cause_index].deadline:%Y-%m-%dT%H:%M:%SZ}"
+    return f"{history.taking_back[cause_index].deadline:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def check_receipt(root: TrustedRoot, receipt: bytes, *, entry: bytes) -> tuple[Proof, Checkpoint]:

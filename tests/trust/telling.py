@@ -110,7 +110,7 @@ class Telling:
         chosen = releasable_experts(self.history, release=name, line=line, base_digest=base, at=NOW)
         experts = [
             {
-                "digest": contribution.statement.manifest.digest,
+                "digest": contribution.manifest_digest,
                 "grant_index": grant.index,
                 "contribute_index": contribution.index,
                 "slot": slot,

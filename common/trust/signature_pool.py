@@ -1,0 +1,81 @@
+"""Signatures checked by all cores while the log is folded: what costs most of an audit, and needs no order.
+
+The fold takes a signature on trust and goes on; who it has to be by is decided there. The audit ends when every one was
+checked, and fails at the first entry whose signature does not hold. A log with few entries is checked as it is folded.
+"""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import TracebackType
+from typing import Final, Self
+
+from common.errors import VerificationError
+from common.trust.note import Note, Verifier
+
+_BATCH: Final = 2048
+_AHEAD: Final = 8
+"""Batches that wait, at most: the fold must not run away from the checks, for memory."""
+
+_Check = tuple[int, Note, tuple[Verifier, ...]]
+
+
+class SignatureChecks:
+    """Checks of many notes' signatures, on `workers` processes beside this one; none for what is less than a batch."""
+
+    def __init__(self, *, workers: int | None = None) -> None:
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._index = 0
+        self._batch: list[_Check] = []
+        self._running: deque[Future[tuple[int, str] | None]] = deque()
+        self._pool: ProcessPoolExecutor | None = None
+        self.failed: tuple[int, str] | None = None
+        """The first entry whose signatures do not hold, of those that were checked, and why."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def of_entry(self, index: int) -> None:
+        """What is asked for from here on belongs to this entry."""
+        self._index = index
+
+    def verify(self, note: Note, verifiers: Sequence[Verifier]) -> None:
+        """Ask that every one of `verifiers` signed `note`."""
+        self._batch.append((self._index, note, tuple(verifiers)))
+        if len(self._batch) >= _BATCH:
+            self._submit()
+
+    def finish(self) -> None:
+        """Wait for everything that was asked for; `failed` is known then."""
+        if self._pool is None:
+            self._take(_check(self._batch))
+            return
+        self._submit()
+        while self._running:
+            self._take(self._running.popleft().result())
+
+    def _submit(self) -> None:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers)
+        self._running.append(self._pool.submit(_check, self._batch))
+        self._batch = []
+        while len(self._running) > _AHEAD or (self._running and self._running[0].done()):
+            self._take(self._running.popleft().result())
+
+    def _take(self, found: tuple[int, str] | None) -> None:
+        if self.failed is None:
+            self.failed = found
+
+
+def _check(batch: Sequence[_Check]) -> tuple[int, str] | None:
+    for index, note, verifiers in batch:
+        try:
+            note.verify(*verifiers)
+        except VerificationError as error:
+            return index, str(error)
+    return None

@@ -1,0 +1,75 @@
+"""What the log's entries leave behind: parties, consents, contributions and releases, as of some entry.
+
+A log may hold millions of entries, and whoever folds it keeps all that rules can still ask about: of a revoked consent
+or an old contribution that is little. What was said in full is in the entry itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from common.trust.cosignature import Witness
+from common.trust.manifest import FileEntry
+from common.trust.note import Verifier
+from common.trust.statements import ConsentGrant, ReleasePublish
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A party as of some entry: the keys that sign for it, and where its chain of statements stands."""
+
+    verifiers: tuple[Verifier, ...]
+    next_seq: int = 0
+    head: str | None = None
+    revoked_key_ids: frozenset[str] = frozenset()
+    witness: Witness | None = None
+
+    def verifier(self, key_id: str) -> Verifier | None:
+        """The key with this id, while it signs for the party."""
+        return next((verifier for verifier in self.verifiers if verifier.key_id == key_id), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A consent in the log: what it says while it stands, or the index of the entry that revoked it."""
+
+    index: int
+    party: str
+    record_id: str
+    standing: ConsentGrant | None
+    revoked_index: int | None = None
+
+    @property
+    def statement(self) -> ConsentGrant:
+        """What it says; asked only of a consent that is not revoked."""
+        assert self.standing is not None, "a revoked consent is read from its entry"
+        return self.standing
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An expert in the log."""
+
+    index: int
+    party: str
+    grant_id: str
+    files: Mapping[str, FileEntry]
+    manifest_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release in the log, and the index of the entry that withdrew it, if any."""
+
+    index: int
+    statement: ReleasePublish
+    withdrawn_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakingBack:
+    """A revocation that asks to withdraw what is published, and until when."""
+
+    party: str
+    grant_id: str
+    deadline: datetime
