@@ -27,16 +27,16 @@ class Appender:
         self._key, self._origin = key, origin
         self._entries: list[dict[str, Any]] = []
         self._hashes: list[dict[str, Any]] = []
-        self._proof: tuple[bytes, ...] = ()
+        self._stored = running.stored()
         self.running = running
         self.checkpoint = b""
 
     def append(self, note: bytes, *, statement: Statement) -> int:
         """Add an entry; returns its leaf index."""
         index, first = self.running.size, merkle.stored_hash_count(self.running.size)
-        self._proof = self.running.next_proof
-        stored = self.running.append(merkle.leaf_hash(note))
-        self._hashes += [{"position": first + i, "hash": each} for i, each in enumerate(stored)]
+        for place, each in enumerate(self.running.append(merkle.leaf_hash(note)), start=first):
+            self._hashes.append({"position": place, "hash": each})
+            self._stored[place] = each
         self._entries.append(
             {
                 "leaf_index": index,
@@ -60,11 +60,10 @@ class Appender:
         for entry in self._entries:
             sys.audit("concord.point", f"appended {entry['type']}")
 
-    def receipt(self) -> bytes | None:
-        """The receipt of the entry where it is the only one that was appended."""
-        if len(self._entries) != 1:
-            return None
-        return bytes(Proof(self.running.size - 1, self._proof, self.checkpoint))
+    def receipt(self, index: int) -> bytes:
+        """The receipt of an entry that was appended and sealed; nothing is read for it."""
+        proof = merkle.inclusion_proof(index, self.running.size, lambda places: [self._stored[p] for p in places])
+        return bytes(Proof(index, proof, self.checkpoint))
 
 
 _ADD_ENTRIES: Final = insert(entries)

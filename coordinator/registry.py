@@ -137,12 +137,12 @@ class Registry:
             for request in requests:
                 request.refused = request.refused or failed
             return
-        if (receipt := append.log.receipt()) is not None:
-            for request in requests:
-                request.receipt = receipt if request.statement == append.statements[0] else b""
+        for request in requests:
+            if request.refused is None and (index := append.appended.get(request.statement.record_id)) is not None:
+                request.receipt = append.log.receipt(index)
 
     def _record_one(self, append: "_Appending", request: _Request) -> None:
-        if append.index_of(request.statement) is not None or request.statement in append.statements:
+        if append.index_of(request.statement) is not None:
             return
         if isinstance(request.statement, ExpertContribute) and not request.arrived:
             raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
@@ -292,10 +292,16 @@ class _Appending:
     def __init__(self, connection: Connection, log: Appender, history: History) -> None:
         self.connection, self.log, self.history = connection, log, history
         self.statements: list[Statement] = []
+        self.appended: dict[str, int] = {}
+        """Leaf indexes, by record id."""
 
     def index_of(self, statement: Statement) -> int | None:
-        """Where exactly this statement is in the log, if it is on disk."""
-        return index_of(self.connection, statement) if self.history.has_record(statement.record_id) else None
+        """Where exactly this statement is in the log, if it is."""
+        if not self.history.has_record(statement.record_id):
+            return None
+        if (index := self.appended.get(statement.record_id)) is not None:
+            return index if statement in self.statements else None
+        return index_of(self.connection, statement)
 
     def __call__(self, entry: bytes) -> int:
         """Check and append; returns the leaf index."""
@@ -303,4 +309,5 @@ class _Appending:
         index = self.log.append(entry, statement=statement)
         self.history.take(statement)
         self.statements.append(statement)
+        self.appended[statement.record_id] = index
         return index

@@ -48,7 +48,7 @@ def files_of(directory: Path) -> set[str]:
 def test_what_an_owner_takes_back_is_gone_and_the_rest_stays(released: Federation) -> None:
     first, base = released.public / "releases" / "release-1", released.public / "base" / "0"
     gone, kept = files_of(first) - files_of(base), files_of(base)
-    experts = [c.files for c in released.coordinator.registry.head().contributions.values()]
+    experts = [c.files for c in released.coordinator.registry.head().contributions_by_index.values()]
     archive, hospital = ({file.digest for file in files.values()} for files in experts)
     take_back(released.owner("archive"))
     withdrawal.carry_out(released.coordinator, in_background=False)  # waits for who does it already
@@ -78,7 +78,7 @@ def test_shards_that_a_later_release_shares_stay(released: Federation) -> None:
     assert not (released.public / "releases").is_dir() or not list((released.public / "releases").iterdir())
     assert not (first | shared) - files_of(released.public / "base" / "0") & objects(released) - {
         file.digest
-        for contribution in released.coordinator.registry.head().contributions.values()
+        for contribution in released.coordinator.registry.head().contributions_by_index.values()
         for file in contribution.files.values()
     }
     assert audit(released.public, now=TOMORROW).holds

@@ -59,7 +59,7 @@ class History:
     grant_ids: dict[int, str] = field(default_factory=dict)
     """By entry: the consent that entry is."""
     contributions: dict[str, Contribution] = field(default_factory=dict)
-    """By grant: the latest contribution under a grant is the one that counts."""
+    """By grant that was not revoked: the latest contribution under a grant is the one that counts."""
     contributions_by_index: dict[int, Contribution] = field(default_factory=dict)
     """By entry: every contribution, also those that a later one replaced."""
     contributors: dict[str, str] = field(default_factory=dict)
@@ -263,6 +263,8 @@ class History:
         if expert.grant_index not in self.grant_ids:
             raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
         grant = self.grants[self.grant_ids[expert.grant_index]]
+        check_releasable(grant, release=release.release, line=release.line, base_digest=release.base_digest,
+                         at=parse_time(release.issued_at))  # fmt: skip
         contribution = self.contributions.get(grant.record_id)
         if (
             contribution is None
@@ -270,8 +272,6 @@ class History:
             or contribution.manifest_digest != expert.digest
         ):
             raise ConsentError(f"slot {expert.slot} is not what {grant.party} contributed under its consent")
-        check_releasable(grant, release=release.release, line=release.line, base_digest=release.base_digest,
-                         at=parse_time(release.issued_at))  # fmt: skip
         _check_covers(grant, expert.digest)
 
     # What each kind of statement changes.
@@ -310,6 +310,7 @@ class History:
     def _(self, statement: ConsentRevoke) -> None:
         grant = self.grants[statement.grant_id]
         self.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=self.size)
+        self.contributions.pop(statement.grant_id, None)
         if statement.effect == "withdraw_published":
             self.taking_back[self.size] = TakingBack(statement.party, statement.grant_id, statement.deadline)
 

@@ -216,10 +216,10 @@ class RunningRoot:
         """Root hash of the leaves appended so far."""
         return _fold(self._edge) if self._edge else EMPTY_ROOT
 
-    @property
-    def next_proof(self) -> tuple[bytes, ...]:
-        """The inclusion proof of the leaf that is appended next, in the tree that ends with it (section 2.1.1)."""
-        return tuple(reversed(self._edge))
+    def stored(self) -> dict[int, bytes]:
+        """The hashes that are kept, by stored hash index: with those that come after, all that proofs of later leaves
+        need."""
+        return dict(zip(_subtrees(0, self._size), self._edge, strict=True))
 
     def append(self, leaf_hash: bytes) -> list[bytes]:
         """Append one leaf by its hash; returns the hashes to store for it, as `hashes_to_append`."""

@@ -66,9 +66,9 @@ def test_what_comes_first_is_reported_a_signature_or_a_rule(batch: int, log: Tel
     entries[5] = entries[1]
     note = Note.parse(entries[9])
     entries[9] = bytes(replace(note, signatures=(replace(note.signatures[0], data=bytes(64)), *note.signatures[1:])))
-    with pytest.raises(StepFailed, match="entry 5: .* has joined already"):
+    with pytest.raises(StepFailed, match=r"entry 5: .* has joined already"):
         check_history(ROOT, entries)
     note = Note.parse(entries[3])
     entries[3] = bytes(replace(note, signatures=(replace(note.signatures[0], data=bytes(64)), *note.signatures[1:])))
-    with pytest.raises(StepFailed, match="entry 3: .* does not hold"):
+    with pytest.raises(StepFailed, match=r"entry 3: .* does not hold"):
         check_history(ROOT, entries)
