@@ -1,7 +1,7 @@
 """How fast does the registry append, prove and verify, and how fast is a whole audit, at a million entries?
 
     python -m benchmarks.registry --entries 100000            # the last line is one JSON object
-    python -m benchmarks.registry --entries 100000 --database postgresql+psycopg://USER@HOST/NAME
+    python -m benchmarks.registry --entries 100000 --database postgresql://USER@HOST/NAME     # migrated and empty
 
 Owners join, consent, contribute and revoke over and over, through the coordinator's own registry: sixteen at a time to
 fill the log, then one at a time, each on disk and answered with its receipt before the next. Releases of tiny models
@@ -349,7 +349,8 @@ def main() -> None:
     releases = asked.releases if asked.releases is not None else min(200, asked.entries // 500)
     with _folder(asked.work) as work:
         plan = Plan(work, asked.entries, owners, releases, asked.database)
-        create(plan.home, CoordinatorSettings(federation=FEDERATION, origin=f"{FEDERATION}/log"))
+        settings = CoordinatorSettings(federation=FEDERATION, origin=f"{FEDERATION}/log", database=asked.database)
+        create(plan.home, settings)
         figures: dict[str, Any] = {}
         for stage in STAGES:
             print(stage, flush=True)

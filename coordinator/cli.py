@@ -38,6 +38,9 @@ def init(
     enrolment_port: Annotated[int, typer.Option(help="Port where invitations are redeemed.")] = 7444,
     advertise: Annotated[str | None, typer.Option(help="Host name that owners dial, where it is not --host.")] = None,
     num_experts_per_tok: Annotated[int, typer.Option(help="Experts active for each token in releases.")] = 2,
+    database: Annotated[
+        str | None, typer.Option(help="postgresql://USER@HOST/NAME, migrated before; by default SQLite in the home.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a coordinator's home: certificate authority, log and signing keys, an empty registry."""
@@ -49,6 +52,7 @@ def init(
         "enrolment_port": enrolment_port,
         "advertise": advertise,
         "num_experts_per_tok": num_experts_per_tok,
+        "database": database,
     }
     try:
         settings = CoordinatorSettings.model_validate(fields)
@@ -58,6 +62,25 @@ def init(
         made = create(existing(home), settings)
         reporter.step(f"coordinator of {federation} in {made.path}; its settings are in {made.settings_file.name}")
         reporter.result({"home": str(made.path), "public": str(made.public)})
+
+
+@app.command()
+def migrate(
+    database: Annotated[str, typer.Option(help="postgresql://OWNER@HOST/NAME; a password comes from PGPASSFILE.")],
+    writer: Annotated[
+        str | None, typer.Option(help="Role of the coordinators: it may add to the log and read it, nothing else.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make or change a PostgreSQL registry's tables, as the role that owns them; then `init --database`."""
+    with reporting(as_json) as reporter:
+        try:
+            from coordinator import postgresql  # its libraries are installed where it is used
+        except ModuleNotFoundError as error:
+            raise MalformedError("PostgreSQL needs more libraries: pip install 'concord-moe[postgresql]'") from error
+        version = postgresql.migrate(database, writer=writer)
+        reporter.step(f"the registry's tables are at version {version}")
+        reporter.result({"version": version, "writer": writer})
 
 
 @app.command()

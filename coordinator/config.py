@@ -3,10 +3,21 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from common.config import Settings, load_toml
+
+
+def check_database_url(text: str) -> str:
+    """`text` if it is the URL of a PostgreSQL database without a password; a `ValueError` does not repeat it."""
+    parts = urlsplit(text)
+    if parts.scheme != "postgresql" or not parts.path.strip("/"):
+        raise ValueError("the database is not given like postgresql://USER@HOST/NAME")
+    if parts.password is not None or "password" in parts.query:
+        raise ValueError("the database's URL holds a password; put it into a file that PGPASSFILE names")
+    return text
 
 
 class CoordinatorSettings(Settings):
@@ -17,6 +28,8 @@ class CoordinatorSettings(Settings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 7443
     enrolment_port: Annotated[int, Field(ge=1, le=65535)] = 7444
+    database: Annotated[str, AfterValidator(check_database_url)] | None = None
+    """URL of a PostgreSQL database that was migrated, without a password; by default SQLite in the home."""
     advertise: str | None = None
     """Host name or address that owners use to reach this coordinator, where it is not `host`."""
     line: str = "main"

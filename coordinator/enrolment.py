@@ -19,7 +19,8 @@ from common.trust.invitation import TOKEN_BYTES, token_hash
 from common.trust.pki import CertificateAuthority, Identity, identity_of
 from common.trust.statements import COORDINATOR
 from coordinator.registry import Recorded, Registry
-from coordinator.store import Store, certificates, invitations
+from coordinator.store import Store
+from coordinator.tables import certificates, invitations
 
 _BACKDATED: Final = timedelta(minutes=5)
 """How long before now a certificate is valid, for owners' slow clocks."""

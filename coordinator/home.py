@@ -1,5 +1,6 @@
 """Making and opening a coordinator's home: keys, settings, registry, log and publication, put together."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from coordinator.intake import Intake
 from coordinator.log import Log
 from coordinator.publication import ROOT_NAME, Publication
 from coordinator.registry import Registry
-from coordinator.store import Store, is_healthy
+from coordinator.store import Store
 
 _SERVER_LIFETIME: Final = timedelta(days=30)
 _BACKDATED: Final = timedelta(minutes=5)
@@ -82,7 +83,8 @@ def _write_keys(home: CoordinatorHome, settings: CoordinatorSettings) -> None:
 def _toml(settings: CoordinatorSettings) -> str:
     lines = []
     for name, value in settings.model_dump(exclude_none=True).items():
-        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}")
+        # A JSON string is a TOML string as well, whatever is in it.
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value}")
     return "\n".join(lines) + "\n"
 
 
@@ -96,11 +98,9 @@ def open_home(path: Path) -> Iterator[Coordinator]:
     """
     home = CoordinatorHome(path)
     settings = home.settings()
-    store = Store(home.database)
+    store = Store.postgresql(settings.database) if settings.database else Store.embedded(home.database)
     try:
-        if not is_healthy(store):
-            raise ConflictError(f"{home.database} is damaged; restore the newest backup")
-        store.create()
+        store.prepare()
         coordinator = _put_together(home, settings, store)
         try:
             yield coordinator

@@ -16,7 +16,8 @@ from common.trust import merkle
 from common.trust.note import Checkpoint, Note, Proof, Signature, SigningKey, sign
 from common.trust.statements import Statement
 from coordinator.log_files import LogFiles, Publisher, latest_checkpoint
-from coordinator.store import Store, checkpoints, cosignatures, entries, hashes, read_hashes, read_notes
+from coordinator.store import Store, read_hashes, read_notes
+from coordinator.tables import checkpoints, cosignatures, entries, hashes
 
 
 class Appender:
@@ -156,7 +157,7 @@ class Log:
                 return
         raise ConflictError(
             f"the registry holds {size} entries but a checkpoint of {published.size} was published: it was restored "
-            "from an older backup or damaged. Going on would fork the log. Restore the newest copy of registry.sqlite, "
+            "from an older backup or damaged. Going on would fork the log. Restore the newest copy of the database, "
             "or start a new log with `concord coordinator init` under another origin"
         )
 

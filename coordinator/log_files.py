@@ -27,7 +27,8 @@ from common.trust.tiles import (
     tile_path,
     tiles_between,
 )
-from coordinator.store import Store, checkpoints, cosignatures, read_hashes, read_notes
+from coordinator.store import Store, read_hashes, read_notes
+from coordinator.tables import checkpoints, cosignatures
 
 logger = logging.getLogger(__name__)
 

@@ -1,91 +1,23 @@
-"""Tables and transactions. SQLAlchemy Core; SQLite in WAL mode with every commit on disk (`synchronous=FULL`).
+"""The database: SQLite beside the coordinator (`embedded`), or PostgreSQL by a URL (`postgresql`). SQLAlchemy Core.
 
-The log's tables only grow: triggers refuse UPDATE and DELETE, also the hidden ones of REPLACE. A write transaction
-takes the database's one write lock at its start, so what it reads cannot change before it commits, in this process or
-another.
+Either way a write transaction takes the one right to write at its start, so what it reads cannot change before it
+commits, in this process or another; and a commit is on disk when it returns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-    select,
-)
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from common.errors import UnavailableError
+from common.errors import ConflictError, MalformedError, UnavailableError
 from common.trust import merkle
+from coordinator.tables import APPEND_ONLY, entries, hashes, metadata
 
-metadata = MetaData()
-
-entries = Table(
-    "entries",
-    metadata,
-    Column("leaf_index", Integer, primary_key=True, autoincrement=False),
-    Column("note", LargeBinary, nullable=False),
-    Column("digest", Text, nullable=False, unique=True),
-    Column("record_id", Text, nullable=False, unique=True),
-    Column("type", Text, nullable=False),
-    Column("party", Text, nullable=False),
-    Column("seq", Integer, nullable=False),
-    UniqueConstraint("party", "seq"),
-)
-hashes = Table(
-    "hashes",
-    metadata,
-    Column("position", Integer, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),
-)
-checkpoints = Table(
-    "checkpoints",
-    metadata,
-    Column("tree_size", Integer, primary_key=True, autoincrement=False),
-    Column("root", LargeBinary, nullable=False),
-    Column("note", LargeBinary, nullable=False),
-)
-cosignatures = Table(
-    "cosignatures",
-    metadata,
-    Column("tree_size", Integer, primary_key=True, autoincrement=False),
-    Column("name", Text, primary_key=True),
-    Column("line", Text, nullable=False),
-)
-invitations = Table(
-    "invitations",
-    metadata,
-    Column("token_hash", Text, primary_key=True),
-    Column("owner", Text, nullable=False),
-    Column("expires_at", Float, nullable=False),
-    Column("used_at", Float),
-    Column("used_by", Text),
-)
-certificates = Table(
-    "certificates",
-    metadata,
-    Column("serial", Text, primary_key=True),
-    Column("party", Text, nullable=False),
-    Column("not_after", Float, nullable=False),
-    Column("revoked_at", Float),
-)
-
-_APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures)
 _BUSY_TIMEOUT_MS: Final = 30_000
 _READ_BATCH: Final = 500
 
@@ -93,33 +25,45 @@ _READ_BATCH: Final = 500
 class Store:
     """One coordinator's database. Safe to use from several threads and processes."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = create_engine(URL.create("sqlite", database=str(path)))
-        _configure(self._engine)
+    def __init__(self, engine: Engine, *, check: Callable[[Engine], None]) -> None:
+        self._engine = engine
+        self._check = check
 
-    def create(self) -> None:
-        """Make the tables and triggers that are not there yet."""
-        with self.transaction() as connection:
-            metadata.create_all(connection)
-            for table in _APPEND_ONLY:
-                for action in ("UPDATE", "DELETE"):
-                    connection.exec_driver_sql(
-                        f"CREATE TRIGGER IF NOT EXISTS {table.name}_no_{action.lower()} "
-                        f"BEFORE {action} ON {table.name} BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END"
-                    )
+    @classmethod
+    def embedded(cls, path: Path) -> "Store":
+        """SQLite in WAL mode with every commit on disk (`synchronous=FULL`)."""
+        engine = create_engine(URL.create("sqlite", database=str(path)))
+        _configure(engine)
+        return cls(engine, check=_make_tables)
+
+    @classmethod
+    def postgresql(cls, url: str) -> "Store":
+        """A PostgreSQL database, shared by any number of coordinators."""
+        try:
+            from coordinator import postgresql  # its libraries are installed where it is used
+        except ModuleNotFoundError as error:
+            raise MalformedError("PostgreSQL needs more libraries: pip install 'concord-moe[postgresql]'") from error
+        return cls(postgresql.engine(url), check=postgresql.check_migrated)
+
+    def prepare(self) -> None:
+        """Check that the database is sound and has its tables; an embedded one is given those that are missing.
+
+        Raises:
+            ConflictError: it is damaged, or not migrated to this version.
+            UnavailableError: it cannot be reached.
+        """
+        with _unavailable():
+            self._check(self._engine)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A write transaction: all of the block or nothing; on disk when it ends.
 
         Raises:
-            UnavailableError: the disk is full or the database stayed busy.
+            UnavailableError: the disk is full, the database stayed busy or cannot be reached.
         """
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except OperationalError as error:
-            raise UnavailableError(f"the registry cannot be written: {error.orig}; try again") from error
+        with _unavailable(), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -130,6 +74,14 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise UnavailableError(f"the registry cannot be used: {error.orig}; try again") from error
 
 
 def read_notes(connection: Connection, start: int, end: int) -> list[bytes]:
@@ -156,13 +108,25 @@ def read_hashes(connection: Connection) -> merkle.ReadHashes:
     return read
 
 
-def is_healthy(store: Store) -> bool:
-    """Whether SQLite finds its own file intact."""
+def _make_tables(engine: Engine) -> None:
+    """Make what is missing in an embedded database that SQLite finds intact."""
     try:
-        with store.reading() as connection:
-            return connection.exec_driver_sql("PRAGMA quick_check").scalar() == "ok"
+        with engine.connect() as connection:
+            is_sound = connection.exec_driver_sql("PRAGMA quick_check").scalar() == "ok"
+    except OperationalError:
+        raise
     except DatabaseError:
-        return False
+        is_sound = False
+    if not is_sound:
+        raise ConflictError(f"{engine.url.database} is damaged; restore the newest backup")
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        for table in APPEND_ONLY:
+            for action in ("UPDATE", "DELETE"):
+                connection.exec_driver_sql(
+                    f"CREATE TRIGGER IF NOT EXISTS {table.name}_no_{action.lower()} "
+                    f"BEFORE {action} ON {table.name} BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END"
+                )
 
 
 def _configure(engine: Engine) -> None:

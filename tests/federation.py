@@ -195,11 +195,11 @@ class Federation:
 
 
 @contextmanager
-def running_federation(path: Path) -> Iterator[Federation]:
+def running_federation(path: Path, *, database: str | None = None) -> Iterator[Federation]:
     """A consortium that serves while the block runs."""
     ports = free_ports(2)
     settings = CoordinatorSettings(
-        federation=FEDERATION, origin=f"{FEDERATION}/log", port=ports[0], enrolment_port=ports[1]
+        federation=FEDERATION, origin=f"{FEDERATION}/log", port=ports[0], enrolment_port=ports[1], database=database
     )
     home = path / "coordinator"
     if not home.exists():

@@ -24,7 +24,8 @@ from tests.commands import concord, serving, start, wait_for_step
 from tests.federation import Owner, expert_weights, free_ports, write_base
 
 OPTIONS = {
-    "coordinator init": "federation home host port enrolment-port advertise num-experts-per-tok json",
+    "coordinator init": "federation home host port enrolment-port advertise num-experts-per-tok database json",
+    "coordinator migrate": "database writer json",
     "coordinator pretrain": "data output config json",
     "coordinator tune": "output config json",
     "coordinator publish": "home json",

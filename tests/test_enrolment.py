@@ -29,7 +29,7 @@ from common.trust.note import Note, SigningKey, sign
 from common.trust.pki import Identity, make_csr, new_key
 from common.trust.statements import new_record_id
 from coordinator.enrolment import Enrolment
-from coordinator.store import certificates
+from coordinator.tables import certificates
 from owner_client.membership import open_membership, renew_if_due
 from protos import enrolment_pb2, registry_pb2, transfer_pb2
 from tests.federation import FEDERATION, Federation, running_federation

@@ -20,7 +20,8 @@ from common.trust.tiles import read_entries, tile_path
 from common.trust.verify import check_receipt
 from coordinator.home import open_home
 from coordinator.log import Log
-from coordinator.store import Store, checkpoints, entries, hashes
+from coordinator.store import Store
+from coordinator.tables import checkpoints, entries, hashes
 from owner_client.pins import Pins
 from tests.federation import Federation, Owner, running_federation
 
@@ -33,9 +34,9 @@ ROOT = TrustedRoot("test.concord", ORIGIN, KEY.verifier, OWN_KEY.verifier)
 @contextmanager
 def _opened(path: Path, *, key: SigningKey = KEY) -> Iterator[tuple[Store, Log]]:
     path.mkdir(exist_ok=True)
-    store = Store(path / "registry.sqlite")
+    store = Store.embedded(path / "registry.sqlite")
     try:
-        store.create()
+        store.prepare()
         yield store, Log(store, key=key, origin=ORIGIN, directory=path / "log")
     finally:
         store.close()

@@ -34,7 +34,7 @@ MAY_IMPORT = [
 # Which modules alone may import a library.
 ONLY_IN = {
     "grpc": r"common\.rpc\.channel|coordinator\.servicers|owner_client\.client",
-    "sqlalchemy": r"coordinator\.(log_files|store|log|registry|enrolment)",
+    "sqlalchemy": r"coordinator\.(log|log_files|store|tables|postgresql|registry|enrolment|migrations\.versions\..*)",
     "flwr": r"^$",
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
@@ -45,6 +45,7 @@ ONLY_IN = {
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
     "numpy": r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder)|common\.model\.checkpoint",
+    "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",
     "nacl": r"common\.trust\.note",
     "cryptography": r"common\.trust\.(note|pki)",
 }
