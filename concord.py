@@ -1,4 +1,4 @@
-"""The `concord` command: four groups of commands, each imported only when it is used."""
+"""The `concord` command: five groups of commands, each imported only when it is used."""
 
 import importlib
 import sys
@@ -9,6 +9,10 @@ _GROUPS: Final = {
     "coordinator": ("coordinator.cli", "Run a consortium: publish the public model, invite owners, make releases."),
     "owner": ("owner_client.cli", "Take part with your own data: enrol, consent, train at home, submit, opt out."),
     "audit": ("common.audit_cli", "Check a consortium's published files and log, trusting nobody."),
+    "witness": (
+        "common.witness_cli",
+        "Watch consortiums' logs: cosign what continues what was seen, take revocations.",
+    ),
     "demo": ("deploy.demo_cli", "A whole consortium on this machine, end to end, in about two minutes."),
 }
 _OURS: Final = ("common", "coordinator", "owner_client", "deploy", "protos")

@@ -30,6 +30,7 @@ from common.trust.cosignature import Witness
 from common.trust.history import History, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
+from common.trust.receipts import dropped, parse_receipt
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
 from common.trust.statements import Statement, parse_note
@@ -119,13 +120,15 @@ def audit(
     now: datetime | None = None,
     quorum: int = 0,
     witnesses: Sequence[Witness] | None = None,
+    receipts: Sequence[bytes] = (),
 ) -> Report:
     """Check the public directory of a coordinator.
 
     `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
     each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit. `log_alone` leaves out
     steps 7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
-    Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names.
+    Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names. Step 6 asks for every
+    revocation that such a witness gave one of the `receipts` for.
 
     Raises:
         NotFoundError: it is no public directory.
@@ -136,6 +139,7 @@ def audit(
     try:
         _check_log(public, root, last_seen, report, now)
         _check_quorum(report, quorum, witnesses)
+        _check_receipts(report, receipts, witnesses, now)
         if not log_alone:
             _check_models(public, report, now)
     except StepFailed as error:
@@ -174,6 +178,32 @@ def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | No
     report.findings[0] = replace(
         report.findings[0], found=f"{report.findings[0].found}; {who} ({len(by)} of {len(known)} witnesses)"
     )
+
+
+def _check_receipts(
+    report: Report, receipts: Sequence[bytes], witnesses: Sequence[Witness] | None, now: datetime
+) -> None:
+    """The rest of step 6: what owners handed to witnesses is in the log."""
+    if not receipts:
+        return
+    known = report.history.witnesses if witnesses is None else witnesses
+    try:
+        given = [parse_receipt(data, known) for data in receipts]
+    except ConcordError as error:
+        raise StepFailed(6, f"receipt: {error}") from error
+    wanted = {receipt.statement.digest for receipt in given}
+    logged = {statement.digest for statement in report.statements if statement.digest in wanted}
+    for receipt in dropped(given, logged, at=now):
+        witness, taken = min(receipt.taken.items(), key=lambda pair: pair[1])
+        said = receipt.statement
+        raise StepFailed(
+            6,
+            f"{said.type} {said.record_id} of {said.party} is not in the log, although {witness} took it on "
+            f"{taken:%Y-%m-%dT%H:%M:%SZ}",
+        )
+    index = next(place for place, finding in enumerate(report.findings) if finding.step == 6)
+    text = f"{report.findings[index].found}; {len(logged)} of {len(given)} revocations with a receipt are in the log"
+    report.findings[index] = replace(report.findings[index], found=text)
 
 
 def _check_models(public: Path, report: Report, now: datetime) -> None:

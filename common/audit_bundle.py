@@ -97,6 +97,7 @@ def audit_bundle(
     last_seen: bytes | None = None,
     quorum: int = 0,
     witnesses: Sequence[Witness] | None = None,
+    receipts: Sequence[bytes] = (),
 ) -> Report:
     """Steps 1 to 6 over a bundle, and of step 7 that its manifests are those that the log names.
 
@@ -109,7 +110,9 @@ def audit_bundle(
         fetch_log(bundle, public)
     else:
         unpack(bundle, public)
-    report = audit(public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses)
+    report = audit(
+        public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses, receipts=receipts
+    )
     report.keeps = folder
     if report.holds and isinstance(bundle, str):
         fetch_manifests(bundle, public, logged_manifests(public, report.history))

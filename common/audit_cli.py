@@ -1,5 +1,6 @@
 """`concord audit`: what an auditor does. Needs no connection, no account and nobody's word."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -16,6 +17,7 @@ from common.console import Reporter
 from common.errors import MalformedError, NotFoundError, VerificationError
 from common.files import read_required, write_atomic
 from common.trust.cosignature import Witness
+from common.trust.evidence import Evidence, judge
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement, parse_note
 
@@ -43,13 +45,17 @@ def verify(
     witnesses: Annotated[
         Path | None, typer.Option(help="File with the key lines of the witnesses you trust; by default the owners'.")
     ] = None,
+    receipt: Annotated[
+        list[Path] | None, typer.Option(help="A witness's receipt for a revocation: it has to be in the log.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Replay everything: signatures, proofs, consents, opt-outs, and every byte of every release. Exit 0 or 1."""
     trusted = _trusted(root)
     seen = checkpoint.read_bytes() if checkpoint and checkpoint.exists() else None
     known = None if witnesses is None else _witnesses(existing(witnesses))
-    report = _audit(public, trusted, last_seen=seen, quorum=quorum, witnesses=known)
+    receipts = [read_required(existing(path), hint="name a receipt that a witness gave") for path in receipt or ()]
+    report = _audit(public, trusted, last_seen=seen, quorum=quorum, witnesses=known, receipts=receipts)
     with reporting(as_json) as reporter:
         for finding in report.findings:
             if finding.holds:
@@ -206,6 +212,25 @@ def rebuild_release(
         reporter.result({"release": name, "files": list(found.made), "taken_over": list(found.taken_over)})
 
 
+@app.command("evidence")
+def evidence(
+    file: Annotated[Path, typer.Argument(help="What an owner or a witness kept when two checkpoints contradicted.")],
+    root: Annotated[Path, typer.Option(help="The trusted root that you know the log by.")],
+    public: Annotated[
+        str | None, typer.Option(help="The published log, where the checkpoints are of different sizes.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge evidence against a log as a third person. Exit 0 if it proves that the log contradicts itself, else 1."""
+    with reporting(as_json) as reporter:
+        found = Evidence.parse(read_required(existing(file), hint="name a file of evidence"))
+        trusted = TrustedRoot.parse(read_required(existing(root), hint="ask for it out of band"))
+        entries = None if public is None else _audit(public, trusted, log_alone=True).entries
+        proven = judge(found, trusted, entries=entries)
+        reporter.step(f"proven: {proven}")
+        reporter.result({"proven": proven})
+
+
 @app.command("export")
 def export_bundle(
     public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
@@ -235,11 +260,22 @@ def _audit(
     log_alone: bool = False,
     quorum: int = 0,
     witnesses: list[Witness] | None = None,
+    receipts: Sequence[bytes] = (),
 ) -> Report:
     place = public if isinstance(public, str) and is_address(public) else existing(Path(public))
     if isinstance(place, str) or place.is_file():
-        return audit_bundle(place, root=root, last_seen=last_seen, quorum=quorum, witnesses=witnesses)
-    return audit(place, root=root, last_seen=last_seen, log_alone=log_alone, quorum=quorum, witnesses=witnesses)
+        return audit_bundle(
+            place, root=root, last_seen=last_seen, quorum=quorum, witnesses=witnesses, receipts=receipts
+        )
+    return audit(
+        place,
+        root=root,
+        last_seen=last_seen,
+        log_alone=log_alone,
+        quorum=quorum,
+        witnesses=witnesses,
+        receipts=receipts,
+    )
 
 
 def _holding(report: Report) -> Report:

@@ -28,6 +28,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def write_into(directory: Path, name: str, data: bytes) -> Path:
+    """Like `write_atomic`, in a directory that is made where it is missing; returns the file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / name, data)
+    return directory / name
+
+
 def write_secret(path: Path, data: bytes) -> None:
     """Like `write_atomic`, readable by the owner of the process alone."""
     make_private_directory(path.parent)

@@ -1,4 +1,5 @@
-"""The coordinator's daemon: build, start, run until a signal, drain, stop. It never dials out and needs no torch."""
+"""The coordinator's daemon: build, start, run until a signal, drain, stop. It needs no torch, and dials out to nobody
+but the outside witnesses in its settings."""
 
 import logging
 from pathlib import Path
@@ -9,6 +10,7 @@ from common.files import exclusive
 from common.rpc.channel import listen, make_server
 from common.signals import stop_on_signals
 from coordinator.home import open_home, server_identity
+from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
 from coordinator.servicers import add_services
 from coordinator.withdrawal import carry_out
@@ -43,10 +45,12 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         for server, port in zip(servers, (settings.port, settings.enrolment_port), strict=True):
             add_services(server, coordinator)
             listen(server, f"{settings.host}:{port}", tls=tls, require_client=port == settings.port)
+        witnesses = [OutsideWitness.parse(line) for line in settings.outside_witnesses]
         for server in servers:
             server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
-        stop.wait()
+        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s):
+            stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()
         reporter.step("stopped; everything acknowledged is on disk")

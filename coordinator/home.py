@@ -82,9 +82,9 @@ def _write_keys(home: CoordinatorHome, settings: CoordinatorSettings) -> None:
 
 def _toml(settings: CoordinatorSettings) -> str:
     lines = []
-    for name, value in settings.model_dump(exclude_none=True).items():
-        # A JSON string is a TOML string as well, whatever is in it.
-        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value}")
+    for name, value in settings.model_dump(exclude_none=True, mode="json").items():
+        # A JSON string, number or list of strings is TOML as well.
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,7 @@ from common.errors import (
     VerificationError,
 )
 from common.trust import merkle
-from common.trust.cosignature import cosigned
+from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
 from common.trust.root import TrustedRoot
@@ -223,11 +223,26 @@ class Registry:
         parsed, witness = Note.parse(note), self.head().parties[caller].witness
         if witness is None:
             raise NotPermittedError(f"the log names no witness key of {caller}; only witnesses cosign")
-        at = cosigned(parsed, [witness]).get(witness.name)
+        self.keep_cosignature(parsed, witness)
+
+    def keep_cosignature(self, note: Note, witness: Witness) -> None:
+        """Keep the cosignature of a witness that is nobody's here. Raises as `cosign`."""
+        at = cosigned(note, [witness]).get(witness.name)
         if at is None or at > self._now() + MAX_CLOCK_SKEW:
             raise VerificationError(f"no cosignature by {witness.name} is there" if at is None else f"cosigned at {at}")
-        line = next(each for each in parsed.signatures if each.key_id == witness.key_id and each.name == witness.name)
-        self._log.cosign(parsed, line)
+        self._keep(note, witness)
+
+    def _keep(self, note: Note, witness: Witness) -> None:
+        line = next(each for each in note.signatures if each.key_id == witness.key_id and each.name == witness.name)
+        self._log.cosign(note, line)
+
+    def checkpoint(self) -> bytes:
+        """The latest signed checkpoint with its cosignatures."""
+        return self._log.checkpoint()
+
+    def consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
+        """The consistency proof between two sizes; `MalformedError` where the log never had them."""
+        return self._log.consistency(old_size, new_size)
 
     def publish(self) -> bytes:
         """Sign and publish the log's head."""

@@ -19,9 +19,10 @@ from common.files import read_required
 from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
+from common.trust.cosignature import Witness
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from owner_client import egress, keys, membership, participation
+from owner_client import egress, keys, membership, participation, revocations
 from owner_client.client import Retry
 from owner_client.config import ConsentSettings, OwnerHome
 from owner_client.membership import Membership, open_membership
@@ -192,6 +193,21 @@ def opt_out(
         if within is not None:
             reporter.step(f"releases that hold it are to be withdrawn by {revocation.deadline:%Y-%m-%dT%H:%M:%SZ}")
         reporter.result({"record_id": revocation.record_id, "grant_id": revocation.grant_id})
+
+
+@app.command("hand-over")
+def hand_over(
+    address: Annotated[str, typer.Option(help="The witness's address, such as https://witness.example.")],
+    witness_key: Annotated[str, typer.Option(help="The witness's key line, got from it and not from the coordinator.")],
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand your revocations to a witness, for a timed receipt; auditors ask the log for it. Needs no coordinator."""
+    with reporting(as_json) as reporter:
+        receipts = revocations.hand_over(OwnerHome(existing(home)), Witness.parse(witness_key), address)
+        for path, taken in receipts:
+            reporter.step(f"taken on {taken:%Y-%m-%dT%H:%M:%SZ}; the receipt is {path}")
+        reporter.result({"receipts": [str(path) for path, _ in receipts]})
 
 
 @app.command("rotate-key")

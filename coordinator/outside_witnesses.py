@@ -1,0 +1,114 @@
+"""Outside witnesses: the coordinator brings them each new checkpoint and keeps what they cosign (C2SP tlog-witness)."""
+
+import logging
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Final
+
+from common.errors import ConcordError, ConflictError, MalformedError, UnavailableError, VerificationError
+from common.http import check_address, post
+from common.trust.cosignature import Witness
+from common.trust.note import MAX_NOTE_BYTES, Checkpoint, Note
+from common.trust.tlog_witness import ADD_CHECKPOINT, SIZE_TYPE, AddCheckpoint, parse_cosignatures
+from coordinator.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+_ROUNDS: Final = 3
+"""A witness that is at another size says so; then it is asked again from there."""
+
+
+@dataclass(slots=True)
+class OutsideWitness:
+    """A witness at an address, and how much of this log it is known to have seen."""
+
+    witness: Witness
+    address: str
+    size: int = 0
+
+    @classmethod
+    def parse(cls, line: str) -> "OutsideWitness":
+        """Read `KEY LINE ADDRESS`, as settings have it.
+
+        Raises:
+            MalformedError: it is not that.
+        """
+        key, _, address = line.partition(" ")
+        return cls(Witness.parse(key), check_address(address))
+
+    def bring(self, registry: Registry, checkpoint: bytes) -> bool:
+        """Have a checkpoint cosigned; False where the witness has cosigned it before.
+
+        Raises:
+            UnavailableError: it cannot be reached, or refuses to answer.
+            ConflictError: it has seen a log that this one does not continue.
+            MalformedError, VerificationError: its answer is no cosignature of its own.
+        """
+        parsed = Note.parse(checkpoint)
+        head = Checkpoint.parse(parsed.text)
+        if head.size == self.size:
+            return False
+        bare = bytes(Note(parsed.text, parsed.signatures[:1]))
+        for _ in range(_ROUNDS):
+            if self.size > head.size:
+                raise ConflictError(
+                    f"{self.witness.name} has cosigned {self.size} entries, this log has {head.size}: rolled back?"
+                )
+            proof = registry.consistency(self.size, head.size) if self.size else ()
+            request = bytes(AddCheckpoint(self.size, tuple(proof), bare))
+            status, kind, body = post(f"{self.address}/{ADD_CHECKPOINT}", request, most=MAX_NOTE_BYTES)
+            if status == 409 and kind == SIZE_TYPE:
+                at = _size(body)
+                if at == self.size == head.size:
+                    break
+                self.size = at
+                continue
+            if status in (409, 422):
+                break
+            if status != 200:
+                raise UnavailableError(f"{self.witness.name} answers {status}: {body[:200]!r}")
+            registry.keep_cosignature(parse_cosignatures(body, text=parsed.text), self.witness)
+            self.size = head.size
+            return True
+        raise ConflictError(f"{self.witness.name} has seen a log that this one of {head.size} does not continue")
+
+
+def _size(body: bytes) -> int:
+    text = body.strip()
+    if not text.isdigit() or len(text) > 19:
+        raise MalformedError(f"a witness says it is at {body[:40]!r} entries")
+    return int(text)
+
+
+class Bringing:
+    """A thread that brings every new checkpoint to all witnesses, until stopped."""
+
+    def __init__(self, registry: Registry, witnesses: list[OutsideWitness], *, every_s: float) -> None:
+        self._registry, self._witnesses, self._every_s = registry, witnesses, every_s
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="outside-witnesses", daemon=True)
+
+    def __enter__(self) -> "Bringing":
+        if self._witnesses:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._witnesses:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for each in self._witnesses:
+                self._bring(each)
+            self._stop.wait(self._every_s)
+
+    def _bring(self, each: OutsideWitness) -> None:
+        try:
+            if each.bring(self._registry, self._registry.checkpoint()):
+                logger.info("%s has cosigned %d entries", each.witness.name, each.size)
+        except (ConflictError, VerificationError):
+            logger.exception("a witness does not agree with this log; find out why before anything else")
+        except ConcordError as error:
+            logger.warning("%s", error)
