@@ -16,6 +16,7 @@ from common.trust.state import Grant, Release
 from common.trust.statements import (
     COORDINATOR,
     BasePublish,
+    CertRevoke,
     ConsentGrant,
     ConsentRevoke,
     ExpertContribute,
@@ -156,6 +157,10 @@ def describe(statement: Statement) -> str:
             return f"publishes {statement.release}: {statement.manifest_digest}{until}"
         case ReleaseWithdraw():
             return f"withdraws {statement.release}, as entry {statement.cause_index} asks"
+        case CertRevoke():
+            return f"revokes the certificates of {statement.owner}" + (
+                f": {statement.reason}" if statement.reason else ""
+            )
         case OwnerKeyAdd():
             return f"signs with {statement.public_key.split('+')[1]} too"
         case OwnerKeyRevoke():

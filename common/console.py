@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from common.jobs import JobEvent
 
@@ -17,6 +19,9 @@ class Reporter(Protocol):
 
     def step(self, text: str) -> None:
         """A finished step, as one line."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """What is best read in columns; machines get it with the result."""
 
     def warning(self, text: str) -> None:
         """What a person should look at, as one line."""
@@ -36,6 +41,9 @@ class JsonReporter:
 
     def step(self, text: str) -> None:
         self._write({"event": "step", "text": text})
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        pass
 
     def warning(self, text: str) -> None:
         self._write({"event": "warning", "text": text})
@@ -77,6 +85,12 @@ class RichReporter:
 
     def step(self, text: str) -> None:
         self._console.print(f"[green]✓[/green] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        drawn = Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for row in rows:
+            drawn.add_row(*map(escape, row))
+        self._console.print(drawn if rows else f"[bold]{escape(title)}[/bold]: none yet", highlight=False)
 
     def warning(self, text: str) -> None:
         self._console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)

@@ -18,7 +18,8 @@ from common.telemetry import set_up_logging
 from common.trust.history import is_in_force
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.statements import COORDINATOR
+from common.trust.statements import COORDINATOR, CertRevoke
+from common.trust.tables import tables_of
 from coordinator.config import CoordinatorSettings
 from coordinator.evaluation import evaluation_job
 from coordinator.home import Coordinator, create, open_home
@@ -164,6 +165,37 @@ def _invitation(coordinator: Coordinator, owner: str) -> Invitation:
         root=coordinator.registry.root,
         token=coordinator.enrolment.invite(owner, lifetime=timedelta(minutes=settings.invitation_minutes)),
     )
+
+
+@app.command()
+def revoke(
+    owner: Annotated[str, typer.Argument(help="The owner whose certificates are good no longer.")],
+    reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
+    home: HomeOption = Path("coordinator"),
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke an owner's certificates, from its next call on. Consents and experts stay; an invitation lets it back."""
+    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        fields = {"owner": owner} | ({} if reason is None else {"reason": reason})
+        recorded = coordinator.registry.issue(CertRevoke, **fields)
+        reporter.step(f"the certificates of {owner} are revoked: entry {recorded.leaf_index} of the log")
+        reporter.result({"owner": owner, "entry": recorded.leaf_index})
+
+
+@app.command()
+def registry(
+    home: HomeOption = Path("coordinator"),
+    as_json: JsonOption = False,
+) -> None:
+    """The registry as tables: who has joined, what is consented to and until when, what was released with whom."""
+    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        found = tables_of(coordinator.registry.head(), at=datetime.now(UTC))
+        fields: dict[str, object] = {"entries": coordinator.registry.head().size}
+        for table in found:
+            reporter.table(table.title, table.columns, table.rows)
+            rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+            fields[table.title] = rows if as_json else len(rows)
+        reporter.result(fields)
 
 
 @app.command()

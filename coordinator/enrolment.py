@@ -17,7 +17,7 @@ from common.errors import ConcordError, MalformedError, NotPermittedError, Verif
 from common.trust.certificate_request import CertificateRequest, check_signed, parse_certificate_request
 from common.trust.invitation import TOKEN_BYTES, token_hash
 from common.trust.pki import CertificateAuthority, Identity, identity_of
-from common.trust.statements import COORDINATOR
+from common.trust.statements import COORDINATOR, CertRevoke, Statement
 from coordinator.registry import Recorded, Registry
 from coordinator.store import Store
 from coordinator.tables import certificates, invitations
@@ -115,11 +115,7 @@ class Enrolment:
         now = self._now().timestamp()
         with self._store.transaction() as connection:
             _claim(connection, token, owner=request.party, request=_request_of(csr, note), now=now)
-            connection.execute(
-                update(certificates)
-                .where(certificates.c.party == request.party, certificates.c.revoked_at.is_(None))
-                .values(revoked_at=now)
-            )
+            _revoke(connection, request.party, at=now)
             _remember(connection, certificate, request.party)
         return certificate
 
@@ -172,6 +168,20 @@ class Enrolment:
         return self._authority.issue(
             csr, identity=self._identity(party), not_before=now - _BACKDATED, not_after=now + self._lifetime
         )
+
+
+def revoke_certificates(connection: Connection, statement: Statement) -> None:
+    """What a `cert.revoke` does: no certificate that its owner has is good from the next call on."""
+    if isinstance(statement, CertRevoke):
+        _revoke(connection, statement.owner, at=datetime.now(UTC).timestamp())
+
+
+def _revoke(connection: Connection, party: str, *, at: float) -> None:
+    connection.execute(
+        update(certificates)
+        .where(certificates.c.party == party, certificates.c.revoked_at.is_(None))
+        .values(revoked_at=at)
+    )
 
 
 def _request_of(csr: bytes, note: bytes) -> str:

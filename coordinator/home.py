@@ -17,7 +17,7 @@ from common.trust.root import TrustedRoot
 from common.trust.statements import COORDINATOR
 from common.trust.tiles import CHECKPOINT_NAME
 from coordinator.config import CoordinatorHome, CoordinatorSettings
-from coordinator.enrolment import Enrolment
+from coordinator.enrolment import Enrolment, revoke_certificates
 from coordinator.intake import Intake
 from coordinator.log import Log
 from coordinator.publication import ROOT_NAME, Publication
@@ -121,7 +121,7 @@ def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: S
     )
     log = Log(store, key=log_key, origin=root.origin, directory=publication.log)
     log.check_not_rolled_back()
-    registry = Registry(store, log, root=root, key=own_key)
+    registry = Registry(store, log, root=root, key=own_key, effects=revoke_certificates)
     lifetime = timedelta(hours=settings.certificate_hours)
     enrolment = Enrolment(store, registry, authority=authority, certificate_lifetime=lifetime)
     intake = Intake(home.incoming, registry, publication)

@@ -68,12 +68,19 @@ class _Request:
     refused: Exception | None = None
 
 
+def _no_effects(connection: Connection, statement: Statement) -> None:
+    pass
+
+
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
 class Registry:
-    """Records statements. Thread-safe; several registries may share one store."""
+    """Records statements. Thread-safe; several registries may share one store.
+
+    `effects` is what a statement changes beside the log, in the same transaction.
+    """
 
     def __init__(
         self,
@@ -83,11 +90,13 @@ class Registry:
         root: TrustedRoot,
         key: SigningKey,
         now: Callable[[], datetime] = _utc_now,
+        effects: Callable[[Connection, Statement], None] = _no_effects,
     ) -> None:
         self._store = store
         self._log = log
         self._key = key
         self._now = now
+        self._effects = effects
         self._lock = RLock()
         self._history = History(root)
         self._running = merkle.RunningRoot()
@@ -259,7 +268,9 @@ class Registry:
             try:
                 with self._store.transaction() as connection:
                     history = self._catch_up(connection)
-                    append = _Appending(connection, self._log.appender(connection, size=history.size), history)
+                    append = _Appending(
+                        connection, self._log.appender(connection, size=history.size), history, self._effects
+                    )
                     yield append
                     append.log.seal()
             except BaseException:
@@ -304,8 +315,15 @@ class Registry:
 class _Appending:
     """Appends within a write transaction, each checked against the history of all that is in the log before it."""
 
-    def __init__(self, connection: Connection, log: Appender, history: History) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        log: Appender,
+        history: History,
+        effects: Callable[[Connection, Statement], None],
+    ) -> None:
         self.connection, self.log, self.history = connection, log, history
+        self._effects = effects
         self.statements: list[Statement] = []
         self.appended: dict[str, int] = {}
         """Leaf indexes, by record id."""
@@ -322,6 +340,7 @@ class _Appending:
         """Check and append; returns the leaf index."""
         statement = self.history.check(entry)
         index = self.log.append(entry, statement=statement)
+        self._effects(self.connection, statement)
         self.history.take(statement)
         self.statements.append(statement)
         self.appended[statement.record_id] = index

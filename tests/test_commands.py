@@ -12,7 +12,7 @@ import pytest
 import typer
 from click import Group
 
-from common import audit_cli
+from common import audit_cli, witness_cli
 from common.audit import audit
 from coordinator import cli as coordinator_cli
 from coordinator.home import open_home
@@ -31,6 +31,8 @@ OPTIONS = {
     "coordinator publish": "home json",
     "coordinator invite": "output home json",
     "coordinator serve": "home json",
+    "coordinator revoke": "reason home json",
+    "coordinator registry": "home json",
     "coordinator release": "home evaluate max-bytes threads json",
     "coordinator status": "home json",
     "owner enrol": "invitation data public home json",
@@ -78,7 +80,12 @@ def test_help_names_every_option(command: str) -> None:
 
 def test_no_command_is_without_a_test() -> None:
     commands = {"demo"}
-    for name, module in {"coordinator": coordinator_cli, "owner": owner_cli, "audit": audit_cli}.items():
+    for name, module in {
+        "coordinator": coordinator_cli,
+        "owner": owner_cli,
+        "audit": audit_cli,
+        "witness": witness_cli,
+    }.items():
         group = typer.main.get_command(module.app)
         assert isinstance(group, Group)
         commands |= {f"{name} {command}" for command in group.commands}
@@ -97,13 +104,13 @@ def test_help_and_version_load_nothing_heavy(argument: str) -> None:
 
 
 def test_the_coordinator_and_owner_groups_are_named_in_help() -> None:
-    assert all(name in concord("--help").stdout for name in ("coordinator", "owner", "audit", "demo"))
+    assert all(name in concord("--help").stdout for name in ("coordinator", "owner", "audit", "witness", "demo"))
 
 
 def test_a_command_that_is_not_there_is_wrong_usage() -> None:
     shown = concord("coordinate")
     assert shown.returncode == 2
-    assert shown.stderr == "Error: no command 'coordinate'; there are: coordinator, owner, audit, demo\n"
+    assert shown.stderr == "Error: no command 'coordinate'; there are: coordinator, owner, audit, witness, demo\n"
 
 
 # JSON

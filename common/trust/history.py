@@ -19,6 +19,7 @@ from common.trust.state import Contribution, Grant, Party, Release, TakingBack
 from common.trust.statements import (
     COORDINATOR,
     BasePublish,
+    CertRevoke,
     ConsentGrant,
     ConsentRevoke,
     ExpertContribute,
@@ -181,6 +182,13 @@ class History:
             raise ConflictError(f"{statement.revoked_key_id} is the last key of {statement.party}; add another first")
 
     @_check.register
+    def _(self, statement: CertRevoke) -> None:
+        if statement.party not in (COORDINATOR, statement.owner):
+            raise NotPermittedError(f"{statement.party} may not revoke certificates of {statement.owner}")
+        if statement.owner == COORDINATOR or statement.owner not in self.parties:
+            raise NotFoundError(f"no owner {statement.owner} has joined")
+
+    @_check.register
     def _(self, statement: BasePublish) -> None:
         _only_coordinator(statement)
         if statement.base_digest in self.bases:
@@ -296,6 +304,10 @@ class History:
         party, gone = self.parties[statement.party], statement.revoked_key_id
         left = tuple(verifier for verifier in party.verifiers if verifier.key_id != gone)
         self.parties[statement.party] = replace(party, verifiers=left, revoked_key_ids=party.revoked_key_ids | {gone})
+
+    @_apply.register
+    def _(self, statement: CertRevoke) -> None:
+        pass  # certificates are no part of what the log amounts to
 
     @_apply.register
     def _(self, statement: BasePublish) -> None:

@@ -136,6 +136,15 @@ class OwnerKeyRevoke(Statement):
     reason: Line | None = None
 
 
+class CertRevoke(Statement):
+    """The TLS certificates that `owner` had until now are good no longer: said by the owner or the coordinator. The
+    owner's signing keys stay; it comes back with an invitation and one of them."""
+
+    type: ClassVar[str] = "cert.revoke"
+    owner: PartyId
+    reason: Line | None = None
+
+
 class BasePublish(Statement):
     """The coordinator publishes the public checkpoint that all experts of a round are trained against."""
 
@@ -281,6 +290,7 @@ KINDS: Final[dict[str, type[Statement]]] = {
         OwnerEnrol,
         OwnerKeyAdd,
         OwnerKeyRevoke,
+        CertRevoke,
         BasePublish,
         ConsentGrant,
         ConsentRevoke,

@@ -56,6 +56,7 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "owner.enrol": ("owner.enrol", {"public_key": str(KEY.verifier), "seq": 0, "prev": None}),
     "owner.key.add": ("owner.key.add", {"public_key": str(KEY.verifier)}),
     "owner.key.revoke": ("owner.key.revoke", {"revoked_key_id": KEY.verifier.key_id}),
+    "cert.revoke": ("cert.revoke", {"owner": "archive", "reason": "laptop stolen"}),
     "base.publish": ("base.publish", {"base_digest": DIGEST, "config_digest": OTHER, "round": 0}),
     "consent.grant": ("consent.grant", GRANT),
     "consent.grant to one release": ("consent.grant", {**GRANT, "scope": {"release": "release-1"}}),

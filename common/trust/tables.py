@@ -1,0 +1,74 @@
+"""The state of the registry as tables for people: owners, consents, releases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from common.trust.history import History, is_in_force
+from common.trust.state import Grant, Release
+from common.trust.statements import COORDINATOR, LineScope
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryTable:
+    """Cells of text under named columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables_of(history: History, *, at: datetime) -> list[RegistryTable]:
+    """Who has joined, what is or was agreed to, and what was released, as of that time."""
+    owners = [party for party in history.parties if party != COORDINATOR]
+    return [
+        RegistryTable(
+            "owners", ("owner", "keys", "witness", "statements"), [_owner(history, party) for party in owners]
+        ),
+        RegistryTable(
+            "consents",
+            ("entry", "owner", "state", "covers", "purposes", "from", "until", "expert"),
+            [_consent(history, grant, at) for grant in history.grants.values()],
+        ),
+        RegistryTable(
+            "releases",
+            ("entry", "release", "owners", "state", "good until"),
+            [_release(history, release) for release in history.releases.values()],
+        ),
+    ]
+
+
+def _owner(history: History, party: str) -> tuple[str, ...]:
+    known = history.parties[party]
+    keys = ", ".join(verifier.key_id for verifier in known.verifiers)
+    return party, keys, "yes" if known.witness else "no", str(known.next_seq)
+
+
+def _consent(history: History, grant: Grant, at: datetime) -> tuple[str, ...]:
+    expert = history.contributions.get(grant.record_id)
+    if grant.standing is None:
+        return str(grant.index), grant.party, f"revoked by entry {grant.revoked_index}", "", "", "", "", ""
+    said = grant.standing
+    scope = f"line {said.scope.line}" if isinstance(said.scope, LineScope) else said.scope.release
+    return (
+        str(grant.index),
+        grant.party,
+        "in force" if is_in_force(grant, at=at) else "outside its dates",
+        scope,
+        ", ".join(said.purposes),
+        said.not_before,
+        said.not_after,
+        f"entry {expert.index}" if expert else "none yet",
+    )
+
+
+def _release(history: History, release: Release) -> tuple[str, ...]:
+    grants = (history.grants[history.grant_ids[each.grant_index]] for each in release.statement.experts)
+    state = "published" if release.withdrawn_index is None else f"withdrawn by entry {release.withdrawn_index}"
+    return (
+        str(release.index),
+        release.statement.release,
+        ", ".join(grant.party for grant in grants) or "nobody",
+        state,
+        release.statement.not_after or "",
+    )

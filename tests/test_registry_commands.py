@@ -1,0 +1,76 @@
+"""What an admin does with the registry: revokes certificates, and reads it as tables."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from common.audit import audit
+from common.audit_answers import describe
+from common.errors import ConcordError, NotFoundError, NotPermittedError
+from common.trust.statements import CertRevoke
+from common.trust.tables import tables_of
+from tests.commands import concord
+from tests.federation import Federation
+from tests.trust.telling import Telling
+
+
+def test_revoked_certificates_end_at_the_next_call_of_an_open_connection(consortium: Federation) -> None:
+    owner = consortium.enrol("archive")
+    with owner.member() as member:
+        member.client.watch()
+        home = consortium.coordinator.home.path
+        done = concord("coordinator", "revoke", "archive", "--reason", "laptop stolen", "--home", home)
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(NotPermittedError, match="is revoked"):
+            member.client.watch()
+    said = list(audit(consortium.public).statements)[-1]
+    assert isinstance(said, CertRevoke)
+    assert describe(said) == "revokes the certificates of archive: laptop stolen"
+    with pytest.raises(ConcordError):
+        owner.consent()
+    consortium.enrol("archive")  # an invitation and the logged signing key let it back
+    assert owner.consent().seq == 1
+
+
+def test_another_owner_feels_nothing(consortium: Federation) -> None:
+    consortium.enrol("archive")
+    hospital = consortium.enrol("hospital")
+    consortium.coordinator.registry.issue(CertRevoke, owner="archive")
+    assert hospital.consent().seq == 1
+
+
+@pytest.mark.parametrize(("party", "owner", "error", "why"), [
+    ("archive", "hospital", NotPermittedError, "may not revoke certificates of hospital"),
+    ("coordinator", "nobody", NotFoundError, "no owner nobody has joined"),
+    ("coordinator", "coordinator", NotFoundError, "no owner coordinator has joined"),
+])  # fmt: skip
+def test_who_may_not_revoke_whose(party: str, owner: str, error: type[Exception], why: str) -> None:
+    log = Telling()
+    for name in ("archive", "hospital"):
+        log.joins(name)
+    before = log.history.size
+    with pytest.raises(error, match=why):
+        log.says(party, "cert.revoke", owner=owner)
+    assert log.history.size == before
+    log.says("hospital", "cert.revoke", owner="hospital")
+
+
+def test_the_registry_is_read_as_tables(consortium: Federation) -> None:
+    for seed, name in enumerate(("archive", "hospital")):
+        consortium.enrol(name).take_part(seed=seed)
+    consortium.release()
+    consortium.owner("archive").opt_out()
+    owners, consents, releases = tables_of(consortium.coordinator.registry.head(), at=datetime.now(UTC))
+    assert [row[0] for row in owners.rows] == ["archive", "hospital"]
+    assert [(row[1], row[2]) for row in consents.rows] == [
+        ("archive", f"revoked by entry {consortium.coordinator.registry.head().size - 1}"),
+        ("hospital", "in force"),
+    ]
+    assert [(row[1], row[2], row[3]) for row in releases.rows] == [("release-1", "archive, hospital", "published")]
+    home = consortium.coordinator.home.path
+    shown = concord("coordinator", "registry", "--home", home, COLUMNS="160")
+    assert shown.returncode == 0, shown.stderr
+    assert all(word in shown.stdout for word in ("owners", "hospital", "in force", "release-1", "line main"))
+    said = json.loads(concord("coordinator", "registry", "--home", home, "--json").stdout.splitlines()[-1])
+    assert [row["owner"] for row in said["consents"]] == ["archive", "hospital"]
