@@ -38,6 +38,8 @@ class CoordinatorSettings(Settings):
     """A daemon renews at half of it; one that was away for longer cannot come back yet, so it is long."""
     invitation_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] = 15
     threads: Annotated[int, Field(ge=2, le=256)] = 8
+    files_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port where `public` is served over HTTP; by default another file server does that, or nobody."""
     outside_witnesses: tuple[str, ...] = ()
     """Witnesses that are no owner's (C2SP tlog-witness): a key line, a space and an address each."""
     witness_poll_s: Annotated[float, Field(gt=0, le=3600)] = 5

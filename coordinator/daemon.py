@@ -9,6 +9,7 @@ from common.console import Reporter
 from common.files import exclusive
 from common.rpc.channel import listen, make_server
 from common.signals import stop_on_signals
+from coordinator.file_server import FileServer
 from coordinator.home import open_home, server_identity
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
@@ -49,7 +50,10 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         for server in servers:
             server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
-        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s):
+        with (
+            Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s),
+            FileServer(coordinator.home.public, host=settings.host, port=settings.files_port),
+        ):
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()
