@@ -49,8 +49,11 @@ def test_what_never_changes_is_kept_and_what_changes_is_asked_for(consortium: Fe
 
 @pytest.mark.parametrize(
     "path",
-    ["", "log", "log/", "log/tile/", "releases/", "releases/release-1/", "../coordinator.toml",
-     "log/../trusted_root.json", "%2e%2e/keys/log.key", "log/checkpoint?x", "releases/release-1/.hidden", "objects/0", "log//checkpoint", ".x"],
+    [
+        "", "log", "log/", "log/tile/", "releases/", "releases/release-1/", "../coordinator.toml",
+        "log/../trusted_root.json", "%2e%2e/keys/log.key", "log/checkpoint?x", "releases/release-1/.hidden",
+        "objects/0", "log//checkpoint", ".x",
+    ],
 )  # fmt: skip
 def test_nothing_else_is_served(consortium: Federation, address: str, path: str) -> None:
     (consortium.public / "releases" / "release-1" / ".hidden").write_text("x")

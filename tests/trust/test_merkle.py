@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import VerificationError
 from common.trust import merkle
 
-MAX_LEAVES = 64
+MAX_LEAVES = 256
 LARGE = 700
 LEAVES = [sha256(b"\x00" + f"entry {i}".encode()).digest() for i in range(LARGE)]
 
@@ -149,7 +149,7 @@ def test_stored_hash_layout() -> None:
 
 def test_every_complete_subtree_is_stored_where_the_index_says() -> None:
     where = {}
-    for level in range(7):
+    for level in range(MAX_LEAVES.bit_length()):
         for n in range(MAX_LEAVES >> level):
             where[merkle.stored_hash_index(level, n)] = reference_root(n << level, (n + 1) << level)
     count = merkle.stored_hash_count(MAX_LEAVES)
@@ -177,6 +177,8 @@ def test_every_inclusion_proof(size: int) -> None:
         proof = merkle.inclusion_proof(index, size, read)
         assert proof == hashes(reference_path(index, 0, size))
         merkle.verify_inclusion(index=index, size=size, leaf=LEAVES[index], proof=proof, root=root)
+        with pytest.raises(VerificationError):
+            merkle.verify_inclusion(index=index, size=size, leaf=LEAVES[index + 1], proof=proof, root=root)
 
 
 @pytest.mark.parametrize("new_size", range(MAX_LEAVES + 1))
@@ -186,9 +188,19 @@ def test_every_consistency_proof(new_size: int) -> None:
         proof = merkle.consistency_proof(old_size, new_size, read)
         expected = hashes(reference_subproof(old_size, 0, new_size, is_whole=True)) if old_size else ()
         assert proof == expected
+        old_root, other = reference_root(0, old_size), LEAVES[-1]
         merkle.verify_consistency(
-            old_size=old_size, old_root=reference_root(0, old_size), new_size=new_size, new_root=new_root, proof=proof
+            old_size=old_size, old_root=old_root, new_size=new_size, new_root=new_root, proof=proof
         )
+        with pytest.raises(VerificationError):
+            merkle.verify_consistency(
+                old_size=old_size, old_root=other, new_size=new_size, new_root=new_root, proof=proof
+            )
+        if 0 < old_size < new_size:
+            with pytest.raises(VerificationError):
+                merkle.verify_consistency(
+                    old_size=old_size, old_root=old_root, new_size=new_size, new_root=other, proof=proof
+                )
 
 
 @given(st.data())
