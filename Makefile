@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GENERATED := protos/*_pb2.py protos/*_pb2.pyi protos/*_pb2_grpc.py
 
-.PHONY: demo test check protos install clean
+.PHONY: demo test check protos install clean interop
 
 demo: $(VENV)/.demo
 	$(BIN)/concord demo $(ARGS)
@@ -40,3 +40,6 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+interop: $(VENV)/.dev
+	tests/interop/run

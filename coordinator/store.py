@@ -33,8 +33,8 @@ class Store:
     def embedded(cls, path: Path) -> "Store":
         """SQLite in WAL mode with every commit on disk (`synchronous=FULL`)."""
         engine = create_engine(URL.create("sqlite", database=str(path)))
-        _configure(engine)
-        return cls(engine, check=_make_tables)
+        configure_embedded(engine)
+        return cls(engine, check=make_tables)
 
     @classmethod
     def postgresql(cls, url: str) -> "Store":
@@ -108,7 +108,7 @@ def read_hashes(connection: Connection) -> merkle.ReadHashes:
     return read
 
 
-def _make_tables(engine: Engine) -> None:
+def make_tables(engine: Engine) -> None:
     """Make what is missing in an embedded database that SQLite finds intact."""
     try:
         with engine.connect() as connection:
@@ -129,7 +129,9 @@ def _make_tables(engine: Engine) -> None:
                 )
 
 
-def _configure(engine: Engine) -> None:
+def configure_embedded(engine: Engine) -> None:
+    """Have SQLite connections sync every commit, and take the write lock where a transaction begins."""
+
     @event.listens_for(engine, "connect")
     def connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
