@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GENERATED := protos/*_pb2.py protos/*_pb2.pyi protos/*_pb2_grpc.py
 
-.PHONY: demo test check protos install clean interop
+.PHONY: demo test check protos install clean interop fuzz
 
 demo: $(VENV)/.demo
 	$(BIN)/concord demo $(ARGS)
@@ -43,3 +43,8 @@ clean:
 
 interop: $(VENV)/.dev
 	tests/interop/run
+
+fuzz: $(VENV)/.dev
+	$(VENV)/bin/python -m venv --system-site-packages .fuzz
+	.fuzz/bin/pip install --quiet --disable-pip-version-check atheris 'cryptography>=48,<51' pydantic pynacl rfc8785 pytest hypothesis
+	.fuzz/bin/python -m tests.fuzz.run $(or $(RUNS),1000000)

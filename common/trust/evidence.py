@@ -46,6 +46,8 @@ class Evidence:
                 raise MalformedError("this is no evidence: two checkpoints and a proof are wanted")
         for checkpoint in found.checkpoints:
             Checkpoint.parse(Note.parse(checkpoint).text)
+        if bytes(found) != data:
+            raise MalformedError("evidence is not canonical: one line of RFC 8785 JSON and a newline are wanted")
         return found
 
     def __bytes__(self) -> bytes:
