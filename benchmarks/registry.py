@@ -3,7 +3,7 @@
     python -m benchmarks.registry --entries 100000            # the last line is one JSON object
     python -m benchmarks.registry --entries 100000 --database postgresql://USER@HOST/NAME     # migrated and empty
 
-Owners join, consent, contribute and revoke over and over, through the coordinator's own registry: sixteen at a time to
+Owners join, consent, contribute and revoke over and over, through the coordinator's own registry: 64 a commit to
 fill the log, then one at a time, each on disk and answered with its receipt before the next. Releases of tiny models
 are made, logged and published for real, and the audit is the command that auditors run. Beside it stands a limit that
 was measured in the same run: rows of the same size in the same kind of database, one commit each, with the two
@@ -20,8 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -55,7 +54,8 @@ from coordinator.config import CoordinatorSettings
 from coordinator.home import Coordinator, create, open_home
 
 FEDERATION: Final = "bench.example"
-CALLERS: Final = 16
+TOGETHER: Final = 64
+"""Statements in one commit while the log is filled, as many as callers that wait at once."""
 SINGLE: Final = 3000
 PROOFS: Final = 2000
 OWNERS_A_RELEASE: Final = 10
@@ -141,7 +141,9 @@ def fill(plan: Plan) -> dict[str, Any]:
         last = [party for party in parties for _ in range(2)]
         many = max(0, plan.entries - registry.head().size - SINGLE - len(last) - plan.releases)
         started = time.perf_counter()
-        _speak_together(registry.record, parties, many)
+        for begin in range(0, many, TOGETHER):
+            speaking = (parties[number % len(parties)] for number in range(begin, min(many, begin + TOGETHER)))
+            registry.record_together([(party.next(), party.name) for party in speaking], arrived=True)
         together_s = time.perf_counter() - started
         limit = _limit(plan, coordinator)
         seconds = []
@@ -162,18 +164,6 @@ def fill(plan: Plan) -> dict[str, Any]:
         "appends_together_per_s": round(many / together_s) if many else None,
         "append_peak_rss_mb": _own_peak_mb(),
     }
-
-
-def _speak_together(record: Callable[..., bytes], parties: list[Party], count: int) -> None:
-    def speak(caller: int) -> None:
-        own = parties[caller::CALLERS]
-        for turn in range(count // CALLERS):
-            party = own[turn % len(own)]
-            record(party.next(), caller=party.name, arrived=True)
-
-    with ThreadPoolExecutor(CALLERS) as pool:
-        for done in [pool.submit(speak, caller) for caller in range(min(CALLERS, len(parties)))]:
-            done.result()
 
 
 def _limit(plan: Plan, coordinator: Coordinator) -> int:
@@ -345,7 +335,7 @@ def main() -> None:
     parser.add_argument("--database", help="URL of an empty PostgreSQL database; SQLite by default")
     parser.add_argument("--work", type=Path, help="where everything is kept afterwards")
     asked = parser.parse_args()
-    owners = asked.owners or min(1000, max(CALLERS, asked.entries // 100))
+    owners = asked.owners or min(1000, max(16, asked.entries // 100))
     releases = asked.releases if asked.releases is not None else min(200, asked.entries // 500)
     with _folder(asked.work) as work:
         plan = Plan(work, asked.entries, owners, releases, asked.database)

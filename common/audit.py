@@ -116,6 +116,7 @@ def audit(
     *,
     root: TrustedRoot | None = None,
     last_seen: bytes | None = None,
+    was_audited: bool = False,
     log_alone: bool = False,
     now: datetime | None = None,
     quorum: int = 0,
@@ -125,8 +126,9 @@ def audit(
     """Check the public directory of a coordinator.
 
     `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
-    each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit. `log_alone` leaves out
-    steps 7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
+    each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit; where that audit was of
+    this very root and held (`was_audited`), signatures up to there are not checked again. `log_alone` leaves out steps
+    7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
     Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names. Step 6 asks for every
     revocation that such a witness gave one of the `receipts` for.
 
@@ -137,7 +139,7 @@ def audit(
     root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
     now = now or datetime.now(UTC)
     try:
-        _check_log(public, root, last_seen, report, now)
+        _check_log(public, root, last_seen, report, now, was_audited=was_audited)
         _check_quorum(report, quorum, witnesses)
         _check_receipts(report, receipts, witnesses, now)
         if not log_alone:
@@ -147,7 +149,9 @@ def audit(
     return report
 
 
-def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report, now: datetime) -> None:
+def _check_log(
+    public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report, now: datetime, *, was_audited: bool
+) -> None:
     """Steps 1 to 6."""
     found = report.found
     log = public / "log"
@@ -162,9 +166,11 @@ def _check_log(public: Path, root: TrustedRoot, last_seen: bytes | None, report:
         raise _failed(3, error) from error
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
     found(3, f"root hash {head.root.hex()}")
-    history = check_history(root, entries)
+    checked = earlier.size if earlier is not None and was_audited else 0
+    history = check_history(root, entries, checked=checked)
     report.history, report.entries = history, entries
-    found(4, f"{history.size} statements of {len(history.parties)} parties")
+    before = f", {checked} of them audited before" if checked else ""
+    found(4, f"{history.size} statements of {len(history.parties)} parties{before}")
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
     found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")

@@ -95,6 +95,7 @@ def audit_bundle(
     *,
     root: TrustedRoot | None = None,
     last_seen: bytes | None = None,
+    was_audited: bool = False,
     quorum: int = 0,
     witnesses: Sequence[Witness] | None = None,
     receipts: Sequence[bytes] = (),
@@ -111,7 +112,14 @@ def audit_bundle(
     else:
         unpack(bundle, public)
     report = audit(
-        public, root=root, last_seen=last_seen, log_alone=True, quorum=quorum, witnesses=witnesses, receipts=receipts
+        public,
+        root=root,
+        last_seen=last_seen,
+        was_audited=was_audited,
+        log_alone=True,
+        quorum=quorum,
+        witnesses=witnesses,
+        receipts=receipts,
     )
     report.keeps = folder
     if report.holds and isinstance(bundle, str):

@@ -18,6 +18,7 @@ from common.errors import MalformedError, NotFoundError, VerificationError
 from common.files import read_required, write_atomic
 from common.trust.cosignature import Witness
 from common.trust.evidence import Evidence, judge
+from common.trust.manifest import digest_of
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement, parse_note
 
@@ -53,9 +54,12 @@ def verify(
     """Replay everything: signatures, proofs, consents, opt-outs, and every byte of every release. Exit 0 or 1."""
     trusted = _trusted(root)
     seen = checkpoint.read_bytes() if checkpoint and checkpoint.exists() else None
+    audited = _audited(checkpoint) if checkpoint else None
+    was_audited = seen is not None and audited is not None and _is_record(audited, seen, trusted)
     known = None if witnesses is None else _witnesses(existing(witnesses))
     receipts = [read_required(existing(path), hint="name a receipt that a witness gave") for path in receipt or ()]
-    report = _audit(public, trusted, last_seen=seen, quorum=quorum, witnesses=known, receipts=receipts)
+    report = _audit(public, trusted, last_seen=seen, quorum=quorum, witnesses=known, receipts=receipts,
+                    was_audited=was_audited)  # fmt: skip
     with reporting(as_json) as reporter:
         for finding in report.findings:
             if finding.holds:
@@ -66,6 +70,8 @@ def verify(
         reporter.result(_fields(report))
     if report.holds and checkpoint:
         write_atomic(checkpoint, report.checkpoint)
+        if trusted is not None:
+            write_atomic(_audited(checkpoint), _record(report.checkpoint, trusted))
     if not report.holds:
         raise typer.Exit(EXIT_FAILED)
 
@@ -261,21 +267,42 @@ def _audit(
     quorum: int = 0,
     witnesses: list[Witness] | None = None,
     receipts: Sequence[bytes] = (),
+    was_audited: bool = False,
 ) -> Report:
     place = public if isinstance(public, str) and is_address(public) else existing(Path(public))
     if isinstance(place, str) or place.is_file():
         return audit_bundle(
-            place, root=root, last_seen=last_seen, quorum=quorum, witnesses=witnesses, receipts=receipts
+            place,
+            root=root,
+            last_seen=last_seen,
+            was_audited=was_audited,
+            quorum=quorum,
+            witnesses=witnesses,
+            receipts=receipts,
         )
     return audit(
         place,
         root=root,
         last_seen=last_seen,
+        was_audited=was_audited,
         log_alone=log_alone,
         quorum=quorum,
         witnesses=witnesses,
         receipts=receipts,
     )
+
+
+def _audited(checkpoint: Path) -> Path:
+    """Beside the last checkpoint: the record that an audit by us, of a root given to us, held up to it."""
+    return checkpoint.with_name(f"{checkpoint.name}.audited")
+
+
+def _record(checkpoint: bytes, root: TrustedRoot) -> bytes:
+    return f"{digest_of(checkpoint)}\n{digest_of(bytes(root))}\n".encode()
+
+
+def _is_record(path: Path, checkpoint: bytes, root: TrustedRoot | None) -> bool:
+    return root is not None and path.exists() and path.read_bytes() == _record(checkpoint, root)
 
 
 def _holding(report: Report) -> Report:

@@ -5,7 +5,7 @@ disagree with it. Within a write transaction the history is brought up to the lo
 processes (the daemon, `publish`, `release`) may record at the same time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -62,6 +62,7 @@ class _Request:
     """A statement that is to be recorded, and what became of it."""
 
     note: bytes
+    parsed: Note
     statement: Statement
     arrived: bool
     receipt: bytes = b""
@@ -114,10 +115,12 @@ class Registry:
 
     def check(self, note: bytes, *, caller: str) -> Statement:
         """The statement in `note`, if `caller` might record it now or has recorded it already; records nothing."""
-        statement = self._check_caller(note, caller)
+        parsed, statement = self._check_caller(note, caller)
         with self._lock, self._store.reading() as connection:
             history = self._catch_up(connection)
-            return statement if index_of(connection, statement) is not None else history.check(note)
+            if index_of(connection, statement) is not None:
+                return statement
+            return history.check_parsed(parsed, statement)
 
     def record(self, note: bytes, *, caller: str, arrived: bool = False) -> bytes:
         """Record a party's signed statement and return its receipt. The same statement again gives a receipt again.
@@ -127,11 +130,23 @@ class Registry:
         Raises:
             ConcordError: as `History.check`; NotPermittedError where the statement is another party's.
         """
-        request = _Request(note, self._check_caller(note, caller), arrived)
+        request = _Request(note, *self._check_caller(note, caller), arrived)
         self._recording.submit(request)
         if request.refused is not None:
             raise request.refused
         return request.receipt or self._log.receipt(self._index_of(request.statement))
+
+    def record_together(self, said: Sequence[tuple[bytes, str]], *, arrived: bool = False) -> None:
+        """Record statements, each with its caller, in one transaction, as `record` does what many ask for at once.
+
+        Raises:
+            ConcordError: as `record`, for the first that is refused; the others are recorded.
+        """
+        requests = [_Request(note, *self._check_caller(note, caller), arrived) for note, caller in said]
+        self._record_all(requests)
+        for request in requests:
+            if request.refused is not None:
+                raise request.refused
 
     def _record_all(self, requests: list[_Request]) -> None:
         """Record what may be recorded in one transaction; whoever asked for something else is told."""
@@ -155,7 +170,7 @@ class Registry:
             return
         if isinstance(request.statement, ExpertContribute) and not request.arrived:
             raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
-        append(request.note)
+        append(request.note, parsed=(request.parsed, request.statement))
 
     def find(self, statement: Statement) -> tuple[bytes, bytes]:
         """The entry and receipt of a statement that is in the log."""
@@ -295,14 +310,14 @@ class Registry:
             raise ConflictError(f"the {size} entries here are not those that were signed; restore the newest backup")
         return self._history
 
-    def _check_caller(self, note: bytes, caller: str) -> Statement:
-        _, statement = parse_note(note)
+    def _check_caller(self, note: bytes, caller: str) -> tuple[Note, Statement]:
+        parsed, statement = parse_note(note)
         if statement.party != caller:
             raise NotPermittedError(f"{caller} may not record a statement of {statement.party}")
         if self._is_dated_ahead(statement) and not self.holds(statement):
             # What is in the log stays answered, also by a clock that was set right since.
             self._check_time(statement)
-        return statement
+        return parsed, statement
 
     def _is_dated_ahead(self, statement: Statement) -> bool:
         return parse_time(statement.issued_at) > self._now() + MAX_CLOCK_SKEW
@@ -336,9 +351,9 @@ class _Appending:
             return index if statement in self.statements else None
         return index_of(self.connection, statement)
 
-    def __call__(self, entry: bytes) -> int:
-        """Check and append; returns the leaf index."""
-        statement = self.history.check(entry)
+    def __call__(self, entry: bytes, *, parsed: tuple[Note, Statement] | None = None) -> int:
+        """Check and append; returns the leaf index. `parsed` is what the caller has made of the entry already."""
+        statement = self.history.check_parsed(*(parsed or parse_note(entry)))
         index = self.log.append(entry, statement=statement)
         self._effects(self.connection, statement)
         self.history.take(statement)

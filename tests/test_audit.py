@@ -18,9 +18,10 @@ from common.audit import audit
 from common.errors import MalformedError, NotFoundError
 from common.model import checkpoint
 from common.trust.manifest import Manifest, digest_of
-from common.trust.note import SigningKey
+from common.trust.note import Note, Signature, SigningKey
 from common.trust.root import TrustedRoot
 from common.trust.tiles import bundle_path, format_bundle
+from tests.commands import concord
 from tests.federation import FEDERATION
 from tests.published import LAST, Published, publish
 
@@ -438,3 +439,23 @@ def test_a_tensor_that_only_claims_another_shape_is_found(published: Published) 
 def test_an_object_nobody_names_must_still_be_what_it_is_called(published: Published) -> None:
     (published.path / "objects" / ("0" * 64)).write_bytes(b"junk")
     _fails(published, 7, "does not hold the bytes")
+
+
+def test_an_audit_goes_on_from_the_last_and_still_sees_what_changed(published: Published, tmp_path: Path) -> None:
+    """Signatures that held are not checked again, but only of the same entries, under the same root."""
+    root, seen = tmp_path / "root.json", tmp_path / "seen"
+    root.write_bytes(bytes(published.root))
+    verify = ("audit", "verify", published.path, "--root", root, "--checkpoint", seen)
+    first, again = concord(*verify), concord(*verify)
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    size = len(published.entries())
+    assert "audited before" not in first.stdout
+    assert f"{size} of them audited before" in " ".join(again.stdout.split())
+    (tmp_path / "seen.audited").write_text("something else\n")
+    assert "audited before" not in concord(*verify).stdout
+    entries = published.entries()
+    note = Note.parse(entries[1])
+    entries[1] = bytes(Note(note.text, (Signature(note.signatures[0].name, note.signatures[0].key_id, bytes(64)),
+                                        *note.signatures[1:])))  # fmt: skip
+    published.write_log(entries)
+    assert "step 2" in concord(*verify).stderr + concord(*verify).stdout

@@ -307,7 +307,7 @@ def test_nothing_is_published_when_the_consent_ends_before_the_upload(
         upload_id = calls.open(contribution(owner, grant.record_id, data)).upload_id
         calls.put(chunk(upload_id, digest_of(data), index=0, data=data))
         owner.opt_out()
-        with refused(consortium, ConflictError, "breaks its sequence"):
+        with refused(consortium, ConsentError, "in force; sign one first"):
             calls.finish(upload_id)
     owner.consent()
     _discard_and_submit(consortium, owner)

@@ -93,7 +93,10 @@ class History:
             ConflictError: a broken sequence, a repeated record, or a state that forbids it.
             ConsentError: it needs a consent that is absent, lapsed or revoked.
         """
-        note, statement = parse_note(entry)
+        return self.check_parsed(*parse_note(entry))
+
+    def check_parsed(self, note: Note, statement: Statement) -> Statement:
+        """The same for what `parse_note` made of an entry."""
         if (statement.federation, statement.origin) != (self.root.federation, self.root.origin):
             raise NotPermittedError(f"this statement is for {statement.federation!r} at {statement.origin!r}, not here")
         party = self._signer(note, statement)

@@ -22,11 +22,14 @@ _Check = tuple[int, Note, tuple[Verifier, ...]]
 
 
 class SignatureChecks:
-    """Checks of many notes' signatures, on `workers` processes beside this one; none for what is less than a batch."""
+    """Checks of many notes' signatures, on `workers` processes beside this one; none for what is less than a batch.
 
-    def __init__(self, *, workers: int | None = None) -> None:
+    The first `checked` entries are those that were checked before, by whoever asks.
+    """
+
+    def __init__(self, *, workers: int | None = None, checked: int = 0) -> None:
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._index = 0
+        self._index, self._checked = 0, checked
         self._batch: list[_Check] = []
         self._running: deque[Future[tuple[int, str] | None]] = deque()
         self._pool: ProcessPoolExecutor | None = None
@@ -46,6 +49,8 @@ class SignatureChecks:
 
     def verify(self, note: Note, verifiers: Sequence[Verifier]) -> None:
         """Ask that every one of `verifiers` signed `note`."""
+        if self._index < self._checked:
+            return
         self._batch.append((self._index, note, tuple(verifiers)))
         if len(self._batch) >= _BATCH:
             self._submit()
