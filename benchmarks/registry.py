@@ -1,7 +1,7 @@
 """How fast does the registry append, prove and verify, and how fast is a whole audit, at a million entries?
 
     python -m benchmarks.registry --entries 100000            # the last line is one JSON object
-    python -m benchmarks.registry --entries 100000 --database postgresql://USER@HOST/NAME     # migrated and empty
+    python -m benchmarks.registry --entries 100000 --postgresql     # in a PostgreSQL server of its own
 
 Owners join, consent, contribute and revoke over and over, through the coordinator's own registry: 64 a commit to
 fill the log, then one at a time, each on disk and answered with its receipt before the next. Releases of tiny models
@@ -312,6 +312,21 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextmanager
+def _database(is_asked: bool) -> Iterator[str | None]:
+    """The URL of a migrated, empty database in a server that is gone afterwards."""
+    if not is_asked:
+        yield None
+        return
+    from coordinator import postgresql
+    from tests.postgres import ADMIN, running_server
+
+    with running_server() as server:
+        server.new_database("bench")
+        postgresql.migrate(server.url(ADMIN, "bench"), writer=None)
+        yield server.url(ADMIN, "bench")
+
+
 def _run_stage(plan: Plan, stage: str) -> dict[str, Any]:
     arguments = {**vars(plan), "work": str(plan.work)}
     code = f"import sys; from benchmarks import registry; registry.run_stage({stage!r}, sys.argv[1])"
@@ -332,14 +347,14 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=20_000)
     parser.add_argument("--owners", type=int, help="by default one for 100 entries, at most 1,000")
     parser.add_argument("--releases", type=int, help="by default one for 500 entries, at most 200")
-    parser.add_argument("--database", help="URL of an empty PostgreSQL database; SQLite by default")
+    parser.add_argument("--postgresql", action="store_true", help="in a server of its own; SQLite by default")
     parser.add_argument("--work", type=Path, help="where everything is kept afterwards")
     asked = parser.parse_args()
     owners = asked.owners or min(1000, max(16, asked.entries // 100))
     releases = asked.releases if asked.releases is not None else min(200, asked.entries // 500)
-    with _folder(asked.work) as work:
-        plan = Plan(work, asked.entries, owners, releases, asked.database)
-        settings = CoordinatorSettings(federation=FEDERATION, origin=f"{FEDERATION}/log", database=asked.database)
+    with _folder(asked.work) as work, _database(asked.postgresql) as database:
+        plan = Plan(work, asked.entries, owners, releases, database)
+        settings = CoordinatorSettings(federation=FEDERATION, origin=f"{FEDERATION}/log", database=database)
         create(plan.home, settings)
         figures: dict[str, Any] = {}
         for stage in STAGES:
@@ -347,7 +362,7 @@ def main() -> None:
             figures |= _run_stage(plan, stage)
         print("audit", flush=True)
         figures |= audit(plan)
-        backend = asked.database.partition(":")[0] if asked.database else "sqlite"
+        backend = "postgresql" if asked.postgresql else "sqlite"
     print(
         json.dumps(
             {
