@@ -261,7 +261,7 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
         "consents_in_force": sorted(in_force),
         "consents_lapsed": sorted(once_in_force - in_force - revoked),
         "opted_out": sorted(revoked),
-        "experts": sorted({contribution.party for contribution in history.contributions.values()}),
+        "experts": sorted({contribution.party for contribution in history.contributions_by_index.values()}),
         "releases": list(history.releases),
         "public": str(coordinator.home.public),
     }

@@ -52,7 +52,7 @@ class Store:
             ConflictError: it is damaged, or not migrated to this version.
             UnavailableError: it cannot be reached.
         """
-        with _unavailable():
+        with _unavailable("used"):
             self._check(self._engine)
 
     @contextmanager
@@ -62,7 +62,7 @@ class Store:
         Raises:
             UnavailableError: the disk is full, the database stayed busy or cannot be reached.
         """
-        with _unavailable(), self._engine.begin() as connection:
+        with _unavailable("written"), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -77,11 +77,13 @@ class Store:
 
 
 @contextmanager
-def _unavailable() -> Iterator[None]:
+def _unavailable(what: str) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
-        raise UnavailableError(f"the registry cannot be used: {error.orig}; try again") from error
+        raise UnavailableError(
+            f"the registry cannot be {what}: {error.orig}; see that its database runs and its disk has room, and try again"
+        ) from error
 
 
 def read_notes(connection: Connection, start: int, end: int) -> list[bytes]:

@@ -255,6 +255,7 @@ def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelt
     with member.chain.turn():
         revoked = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
         send_unsent(member)
+        withdraw_upload(member)
         grants = grants_in_force(member.chain)
         if not grants and not revoked:
             raise ConsentError("there is no consent to revoke: none is in force")
@@ -268,5 +269,4 @@ def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelt
             send(member, said)
             assert isinstance(said.statement, ConsentRevoke)
             revoked.append(said.statement)
-        withdraw_upload(member)
     return revoked

@@ -247,7 +247,7 @@ def test_a_coordinator_whose_disk_is_full_takes_the_upload_later(tmp_path: Path)
 def test_a_coordinator_whose_disk_is_full_records_later(tmp_path: Path) -> None:
     with _coordinator_process(tmp_path) as (federation, process):
         owner = federation.enrol("archive")
-        with _largest_file(process, 4096), refused(federation, UnavailableError, "cannot be written.*; try again"):
+        with _largest_file(process, 4096), refused(federation, UnavailableError, "cannot be written.*try again"):
             owner.consent()
         grant = owner.consent()
         assert grant.seq == 1
@@ -255,7 +255,7 @@ def test_a_coordinator_whose_disk_is_full_records_later(tmp_path: Path) -> None:
         with calling_as(owner) as calls:
             upload_id = calls.open(contribution(owner, grant.record_id, data)).upload_id
             calls.put(chunk(upload_id, digest_of(data), index=0, data=data))
-            with _largest_file(process, 4096), refused(federation, UnavailableError, "cannot be written.*; try again"):
+            with _largest_file(process, 4096), refused(federation, UnavailableError, "cannot be written.*try again"):
                 calls.finish(upload_id)
             calls.finish(upload_id)
         assert federation.release().owners == {1: "archive"}
