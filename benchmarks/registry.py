@@ -32,9 +32,9 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.machine import describe
-from common.trust.history import owner_key_name
 from common.trust.note import Note, SigningKey
 from common.trust.root import TrustedRoot
+from common.trust.rules import owner_key_name
 from common.trust.statements import (
     ConsentExpert,
     ConsentGrant,

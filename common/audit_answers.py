@@ -11,7 +11,8 @@ from common.model import checkpoint
 from common.model.config import CONFIG_FILE
 from common.model.expert import EXPERT_NAME, read_config
 from common.model.partition import PROJECTIONS, feed_forward, joined_router, owner_of
-from common.trust.history import History, check_releasable, replay
+from common.trust.history import History, replay
+from common.trust.rules import check_releasable
 from common.trust.state import Grant, Release
 from common.trust.statements import (
     COORDINATOR,

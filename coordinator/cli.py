@@ -15,9 +15,9 @@ from common.errors import ConflictError, MalformedError
 from common.files import write_secret
 from common.jobs import run_job
 from common.telemetry import set_up_logging
-from common.trust.history import is_in_force
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
+from common.trust.rules import is_in_force
 from common.trust.statements import COORDINATOR, CertRevoke
 from common.trust.tables import tables_of
 from coordinator.config import CoordinatorSettings

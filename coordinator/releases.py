@@ -17,8 +17,9 @@ from common.errors import ConflictError, ConsentError, NotFoundError, Unavailabl
 from common.files import exclusive
 from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
-from common.trust.history import History, first_lapse, left_out, releasable_experts
+from common.trust.history import History, left_out, releasable_experts
 from common.trust.manifest import Manifest
+from common.trust.rules import first_lapse
 from common.trust.state import Contribution, Grant
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.home import Coordinator

@@ -82,7 +82,7 @@ def _unavailable(what: str) -> Iterator[None]:
         yield
     except OperationalError as error:
         raise UnavailableError(
-            f"the registry cannot be {what}: {error.orig}; see that its database runs and its disk has room, and try again"
+            f"the registry cannot be {what}: {error.orig}; see that its database runs and its disk has room; try again"
         ) from error
 
 

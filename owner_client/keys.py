@@ -10,8 +10,8 @@ from typing import Any
 
 from common.errors import ConflictError, MalformedError, NotPermittedError
 from common.files import read_required, sync_directory, write_atomic, write_secret
-from common.trust.history import owner_key_name
 from common.trust.note import SigningKey, Verifier
+from common.trust.rules import owner_key_name
 from common.trust.statements import MAX_STATEMENT_BYTES, OwnerKeyAdd, OwnerKeyRevoke, Statement, parse, sign_statement
 from owner_client.chain import Chain
 from owner_client.membership import Membership, send

@@ -18,12 +18,12 @@ from common.files import make_private_directory, read_required, write_atomic, wr
 from common.rpc.identity import TlsIdentity
 from common.trust.certificate_request import CertificateRequest
 from common.trust.cosignature import Witness, cosign, cosigned
-from common.trust.history import owner_key_name, witness_key_name
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
 from common.trust.note import Note, SigningKey
 from common.trust.pki import identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
+from common.trust.rules import owner_key_name, witness_key_name
 from common.trust.statements import OwnerEnrol
 from owner_client import egress
 from owner_client.chain import Chain, Said

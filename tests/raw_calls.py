@@ -13,9 +13,9 @@ from common.rpc.channel import call, open_channel
 from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust import strict_json
-from common.trust.history import owner_key_name
 from common.trust.manifest import digest_of
 from common.trust.note import SigningKey, sign
+from common.trust.rules import owner_key_name
 from common.trust.statements import TYPE_PREFIX, format_time, new_record_id, parse_note
 from protos import (
     enrolment_pb2,

@@ -23,10 +23,10 @@ from common.errors import (
 from common.rpc.channel import call
 from common.rpc.identity import TlsIdentity
 from common.trust.certificate_request import CertificateRequest
-from common.trust.history import owner_key_name
 from common.trust.invitation import Invitation
 from common.trust.note import Note, SigningKey, sign
 from common.trust.pki import Identity, make_csr, new_key
+from common.trust.rules import owner_key_name
 from common.trust.statements import new_record_id
 from coordinator.enrolment import Enrolment
 from coordinator.tables import certificates

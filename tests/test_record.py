@@ -14,8 +14,8 @@ from common.errors import (
     TooLargeError,
     VerificationError,
 )
-from common.trust.history import owner_key_name
 from common.trust.note import SigningKey
+from common.trust.rules import owner_key_name
 from common.trust.statements import ConsentRevoke, new_record_id, parse_time
 from owner_client.chain import Said
 from owner_client.membership import send

@@ -9,6 +9,7 @@ which one of our keys signed twice is refused. Hashing is in `merkle.py`; what s
 import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, Self
 
@@ -28,7 +29,9 @@ MAX_NOTE_BYTES: Final = 64 * 1024
 _ED25519_TYPE: Final = b"\x01"
 _PREFIX: Final = "\u2014"
 _KEY_ID = re.compile(r"[0-9a-f]{8}")
+_NAME = re.compile(r"[^\s+\x00-\x1f]+")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")  # all below U+0020 but the newline
+_REMEMBERED: Final = 4096
 _PROOF_HEADER: Final = "c2sp.org/tlog-proof@v1"
 _MAX_PROOF_HASHES: Final = 63
 
@@ -70,7 +73,7 @@ class Verifier:
     @property
     def key_id(self) -> str:
         """The 32-bit key id as 8 hex digits: a hint at which key signed, never a proof of it."""
-        return sha256(self.name.encode() + b"\n" + _ED25519_TYPE + self.public_key).hexdigest()[:8]
+        return _key_id(self.name, self.public_key)
 
     def verify(self, text: str, data: bytes) -> None:
         """Check that `data` is this key's Ed25519 signature over `text`.
@@ -78,12 +81,16 @@ class Verifier:
         Raises:
             VerificationError: it is not.
         """
-        try:
-            if len(data) != crypto_sign_BYTES:
-                raise BadSignatureError
-            crypto_sign_open(data + text.encode(), self.public_key)
-        except BadSignatureError as error:
-            raise VerificationError(f"the signature by {self.name}+{self.key_id} does not hold") from error
+        if not signature_holds(self.public_key, text.encode(), data):
+            raise VerificationError(f"the signature by {self.name}+{self.key_id} does not hold")
+
+
+def signature_holds(public_key: bytes, message: bytes, data: bytes) -> bool:
+    """Whether `data` is the Ed25519 signature over `message` by a key that is known to be safe, as a Verifier's is."""
+    try:
+        return len(data) == crypto_sign_BYTES and crypto_sign_open(data + message, public_key) == message
+    except BadSignatureError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +207,20 @@ class Note:
         if not verifiers or len({(verifier.name, verifier.key_id) for verifier in verifiers}) < len(verifiers):
             raise ValueError(f"expected distinct verifiers, got {len(verifiers)}")
         for verifier in verifiers:
-            own = [s for s in self.signatures if (s.name, s.key_id) == (verifier.name, verifier.key_id)]
-            if len(own) != 1:
-                raise VerificationError(f"{len(own)} signatures by {verifier.name}+{verifier.key_id}, expected one")
-            verifier.verify(self.text, own[0].data)
+            verifier.verify(self.text, self.signature_by(verifier))
         return verifiers
+
+    def signature_by(self, verifier: Verifier) -> bytes:
+        """The one signature line's data that is said to be by `verifier`; nothing is verified.
+
+        Raises:
+            VerificationError: there is none, or several.
+        """
+        key_id = verifier.key_id
+        own = [s.data for s in self.signatures if s.key_id == key_id and s.name == verifier.name]
+        if len(own) != 1:
+            raise VerificationError(f"{len(own)} signatures by {verifier.name}+{key_id}, expected one")
+        return own[0]
 
 
 def sign(text: str, *keys: SigningKey) -> Note:
@@ -320,10 +336,15 @@ class Proof:
         return "\n".join(lines).encode() + b"\n\n" + self.checkpoint
 
 
+@lru_cache(_REMEMBERED)
+def _key_id(name: str, public_key: bytes) -> str:
+    return sha256(name.encode() + b"\n" + _ED25519_TYPE + public_key).hexdigest()[:8]
+
+
 def _check_name(name: str) -> None:
     """A key name has no Unicode spaces, no plus and, to be writable in a note, no control characters."""
     name.encode()  # a lone surrogate is a ValueError
-    if not name or "+" in name or any(character.isspace() or character < " " for character in name):
+    if not _NAME.fullmatch(name):
         raise ValueError(f"key name {name[:80]!r} is empty or has a space, plus or control character")
 
 

@@ -11,14 +11,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Final, Self
 
-from common.errors import VerificationError
-from common.trust.note import Note, Verifier
+from common.trust.note import Note, Verifier, signature_holds
 
 _BATCH: Final = 2048
 _AHEAD: Final = 8
 """Batches that wait, at most: the fold must not run away from the checks, for memory."""
 
-_Check = tuple[int, Note, tuple[Verifier, ...]]
+_Check = tuple[int, str, bytes, bytes, bytes]
+"""The entry, whose signature, the public key, what is signed, the signature: bytes travel cheaply."""
 
 
 class SignatureChecks:
@@ -51,7 +51,9 @@ class SignatureChecks:
         """Ask that every one of `verifiers` signed `note`."""
         if self._index < self._checked:
             return
-        self._batch.append((self._index, note, tuple(verifiers)))
+        for verifier in verifiers:
+            check = verifier.name, verifier.public_key, note.text.encode(), note.signature_by(verifier)
+            self._batch.append((self._index, *check))
         if len(self._batch) >= _BATCH:
             self._submit()
 
@@ -78,9 +80,7 @@ class SignatureChecks:
 
 
 def _check(batch: Sequence[_Check]) -> tuple[int, str] | None:
-    for index, note, verifiers in batch:
-        try:
-            note.verify(*verifiers)
-        except VerificationError as error:
-            return index, str(error)
+    for index, name, public_key, message, data in batch:
+        if not signature_holds(public_key, message, data):
+            return index, f"the signature by {name} does not hold"
     return None

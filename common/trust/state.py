@@ -11,7 +11,7 @@ from datetime import datetime
 from common.trust.cosignature import Witness
 from common.trust.manifest import FileEntry
 from common.trust.note import Verifier
-from common.trust.statements import ConsentGrant, ReleasePublish
+from common.trust.statements import ConsentGrant, ReleasePublish, Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,10 @@ class Party:
     head: str | None = None
     revoked_key_ids: frozenset[str] = frozenset()
     witness: Witness | None = None
+
+    def after(self, statement: Statement) -> "Party":
+        """The same party when it said `statement`."""
+        return Party(self.verifiers, statement.seq + 1, statement.digest, self.revoked_key_ids, self.witness)
 
     def verifier(self, key_id: str) -> Verifier | None:
         """The key with this id, while it signs for the party."""

@@ -36,6 +36,7 @@ def format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime(_TIME_FORMAT)
 
 
+@lru_cache(_REMEMBERED)  # each date of an entry is asked for several times
 def parse_time(text: str) -> datetime:
     """The inverse of `format_time`; `ValueError` for any other spelling."""
     if not _TIME.fullmatch(text):
@@ -243,7 +244,7 @@ class ExpertContribute(Statement):
     tokens_seen: Count
     training_config_digest: Digest
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         """The files as a manifest."""
         return Manifest({name: FileEntry(file.digest, file.size) for name, file in self.files.items()})

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from common.trust.history import History, is_in_force
+from common.trust.history import History
+from common.trust.rules import is_in_force
 from common.trust.state import Grant, Release
 from common.trust.statements import COORDINATOR, LineScope
 

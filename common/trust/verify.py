@@ -23,9 +23,10 @@ from typing import Final
 from common.errors import ConcordError, VerificationError
 from common.trust import merkle
 from common.trust.cosignature import Witness, cosigned
-from common.trust.history import MAX_BACKDATING, History, withdrawals_due
+from common.trust.history import History, withdrawals_due
 from common.trust.note import Checkpoint, Note, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
+from common.trust.rules import MAX_BACKDATING
 from common.trust.signature_pool import SignatureChecks
 from common.trust.statements import TYPE_PREFIX, ReleasePublish, parse_time
 

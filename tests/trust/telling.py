@@ -9,10 +9,11 @@ import pytest
 
 from common.errors import ConcordError
 from common.trust import strict_json
-from common.trust.history import History, owner_key_name, releasable_experts, replay
+from common.trust.history import History, releasable_experts, replay
 from common.trust.manifest import FileEntry, Manifest
 from common.trust.note import SigningKey, sign
 from common.trust.root import TrustedRoot
+from common.trust.rules import owner_key_name
 from common.trust.statements import COORDINATOR, TYPE_PREFIX, Statement
 
 FEDERATION = "health.example"
