@@ -192,6 +192,7 @@ def witness_key_name(federation: str, party: str) -> str:
 
 
 def owner_key(statement: Statement, line: str) -> Verifier:
+    """The signing key in `line`, if it may be one of the party whose statement it is in."""
     verifier = Verifier.parse(line)
     if verifier.name != owner_key_name(statement.federation, statement.party):
         raise MalformedError(f"the key of {statement.party} may not be called {verifier.name!r}")
