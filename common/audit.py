@@ -49,6 +49,9 @@ from common.trust.verify import (
 ROOT_NAME: Final = "trusted_root.json"
 _COMPARE_BYTES: Final = 16 * 1024 * 1024
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
+_SHOWN: Final = 5
+_NAMED: Final = 12
+"""Releases, and owners of each, that a finding names; `audit release` lists all."""
 _ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -172,7 +175,7 @@ def _check_log(
     before = f", {checked} of them audited before" if checked else ""
     found(4, f"{history.size} statements of {len(history.parties)} parties{before}")
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
-    found(5, "; ".join(f"{name}: {', '.join(who) or 'nobody'}" for name, who in report.releases.items()) or "none yet")
+    found(5, _released(report.releases))
     found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")
 
 
@@ -219,6 +222,18 @@ def _check_models(public: Path, report: Report, now: datetime) -> None:
     standing = [release for release in history.releases.values() if release.withdrawn_index is None]
     tensors = sum(_check_placed(public, history, release) for release in standing)
     found(8, f"{tensors} tensors compared byte for byte")
+
+
+def _released(releases: Mapping[str, Sequence[str]]) -> str:
+    """Releases and who is in them as a line that a person can read: the latest ones, where they are many."""
+    shown = list(releases.items())[-_SHOWN:]
+    earlier = [f"{len(releases) - _SHOWN} earlier releases"] if len(releases) > _SHOWN else []
+    return "; ".join([*earlier, *(f"{name}: {_few(who) or 'nobody'}" for name, who in shown)]) or "none yet"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])
 
 
 def _owners(history: History, release: Release) -> list[str]:

@@ -67,7 +67,7 @@ def verify(
         _conclude(reporter, report)
         if trusted is None:
             reporter.warning("the trusted root was taken from the published files; give --root to check whose they are")
-        reporter.result(_fields(report))
+        reporter.result(_fields(report, as_json))
     if report.holds and checkpoint:
         write_atomic(checkpoint, report.checkpoint)
         if trusted is not None:
@@ -328,9 +328,9 @@ def _entry(index: int, statement: Statement) -> dict[str, object]:
     return {"index": index, "type": statement.type, **statement.model_dump(mode="json", exclude_none=True)}
 
 
-def _fields(report: Report) -> dict[str, object]:
+def _fields(report: Report, as_json: bool) -> dict[str, object]:
     return {
         "audit": report.holds,
         "steps": {str(finding.step): finding.holds for finding in report.findings},
-        "releases": report.releases,
+        "releases": report.releases if as_json else len(report.releases),  # step 5 says which
     }

@@ -203,7 +203,7 @@ def _(statement: ConsentRevoke, history: History) -> None:
 
 @_apply.register
 def _(statement: ExpertContribute, history: History) -> None:
-    digest, grant_id = statement.manifest.digest, history.grants[statement.grant_id].record_id
+    digest, grant_id = statement.manifest_digest, history.grants[statement.grant_id].record_id
     files = history.manifests.setdefault(digest, statement.manifest).files
     contribution = Contribution(history.size, statement.party, grant_id, files, digest)
     history.contributions[grant_id] = contribution

@@ -108,7 +108,7 @@ def _(statement: ConsentRevoke, history: "History") -> None:
 def _(statement: ExpertContribute, history: "History") -> None:
     grant = _own_grant(history, statement.grant_id, party=statement.party)
     _check_in_force(grant, at=parse_time(statement.issued_at))
-    _check_covers(grant, statement.manifest.digest)
+    _check_covers(grant, statement.manifest_digest)
     for name, file in statement.files.items():
         if history.contributors.get(file.digest, statement.party) != statement.party:
             raise ConflictError(

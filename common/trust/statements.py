@@ -249,6 +249,11 @@ class ExpertContribute(Statement):
         """The files as a manifest."""
         return Manifest({name: FileEntry(file.digest, file.size) for name, file in self.files.items()})
 
+    @cached_property
+    def manifest_digest(self) -> str:
+        """What releases refer to them by."""
+        return self.manifest.digest
+
 
 class ReleasedExpert(_Strict):
     """One owner's expert in a release: the digest of its contribution's manifest, where the log holds the consent and
