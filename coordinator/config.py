@@ -37,7 +37,8 @@ class CoordinatorSettings(Settings):
     certificate_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24 * 30
     """A daemon renews at half of it; one that was away for longer cannot come back yet, so it is long."""
     invitation_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] = 15
-    threads: Annotated[int, Field(ge=2, le=256)] = 8
+    threads: Annotated[int, Field(ge=2, le=1024)] = 64
+    """Of each port. An upload or download holds one while it lasts."""
     files_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port where `public` is served over HTTP; by default another file server does that, or nobody."""
     outside_witnesses: tuple[str, ...] = ()
@@ -72,6 +73,11 @@ class CoordinatorHome:
     @property
     def incoming(self) -> Path:
         return self.path / "incoming"
+
+    @property
+    def quarantine(self) -> Path:
+        """By owner: the upload of theirs that was refused last, and why."""
+        return self.path / "quarantine"
 
     @property
     def work(self) -> Path:

@@ -124,7 +124,7 @@ def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: S
     registry = Registry(store, log, root=root, key=own_key, effects=revoke_certificates)
     lifetime = timedelta(hours=settings.certificate_hours)
     enrolment = Enrolment(store, registry, authority=authority, certificate_lifetime=lifetime)
-    intake = Intake(home.incoming, registry, publication)
+    intake = Intake(home.incoming, home.quarantine, registry, publication)
     return Coordinator(home, settings, store, log, registry, publication, enrolment, intake, authority)
 
 

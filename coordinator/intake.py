@@ -1,18 +1,17 @@
 """Intake: what comes in is stored in chunks, and believed only after everything about it was checked.
 
 An upload is named by the record id of its signed `expert.contribute` statement and kept in `incoming/<record id>/`: the
-note and a growing `.part` file for each file. What is missing is computed from those files, so a restart needs no
-other memory. Nothing is parsed before digest and size are right; nothing is kept outside `incoming` before all is. Of
-several streams for one upload the latest alone may write, and none while it is checked: what was checked stays so.
+note and a growing part (`common/part_file.py`). What is missing is computed from those files, so a restart needs no
+other memory. Bytes are checked as they come, with no more trust than a stranger's, and nothing is kept outside
+`incoming` before all is right; what is refused goes to `quarantine/<owner>/` with the reason. Of several streams for
+one upload the latest alone may write, and none while it is finished: what was checked stays so.
 """
 
-import hashlib
-import os
+import logging
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -26,20 +25,24 @@ from common.errors import (
     NotPermittedError,
     TooLargeError,
     UnavailableError,
-    VerificationError,
 )
-from common.files import full_disk_is_unavailable, sync_directory, write_atomic
+from common.files import full_disk_is_unavailable, write_atomic
+from common.model.arriving import ArrivingExpert
 from common.model.config import ModelConfig
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_expert, largest_size
+from common.part_file import PartFile
 from common.rpc.transfer import ChunkPlan
-from common.trust.manifest import FileEntry, digest_of_file
-from common.trust.statements import ExpertContribute, Statement, parse_note
+from common.trust.manifest import FileEntry
+from common.trust.statements import ConsentGrant, ExpertContribute, Statement, parse_note
+from coordinator.arrival import Arrival, ReceivedChunk, RefusedBytesError, Stream, Turn
 from coordinator.publication import Publication
 from coordinator.registry import Registry
 
+logger = logging.getLogger(__name__)
+
+REASON_NAME: Final = "reason"
 _NOTE_NAME: Final = "note"
 _UPLOAD_ID = re.compile(r"[0-9a-f-]{36}")
-_TURN_TIMEOUT_S: Final = 2.0
 _SPARE_BYTES: Final = 64 * 1024 * 1024
 """Disk space that an upload must leave free: the registry must stay able to record revocations."""
 
@@ -53,25 +56,15 @@ class FileProgress:
     received_chunks: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedChunk:
-    """A chunk as it came: `sha256` is what the sender says of `data`."""
-
-    upload_id: str
-    file: str
-    index: int
-    data: bytes
-    sha256: bytes
-
-
 class Intake:
     """Receives experts for one registry."""
 
-    def __init__(self, incoming: Path, registry: Registry, publication: Publication) -> None:
+    def __init__(self, incoming: Path, quarantine: Path, registry: Registry, publication: Publication) -> None:
         self._incoming = incoming
+        self._quarantine = quarantine
         self._registry = registry
         self._publication = publication
-        self._turns: dict[str, _Turn] = {}
+        self._turns: dict[str, Turn] = {}
         self._publishing = Lock()
         incoming.mkdir(parents=True, exist_ok=True)
 
@@ -98,37 +91,49 @@ class Intake:
             write_atomic(directory / _NOTE_NAME, note)
         return statement.record_id, self._progress(statement)
 
-    def put(self, chunks: Iterable[ReceivedChunk], *, caller: str) -> list[FileProgress]:
-        """Store chunks; all of them are on disk when this returns.
+    def put(self, chunks: Iterable[ReceivedChunk], *, caller: str) -> Iterator[list[FileProgress]]:
+        """Store chunks; yields what is on disk whenever more is, at last when all is.
 
         Raises:
             VerificationError: a chunk's bytes are not what its digest says.
             ConflictError: a chunk that is not the next one, or a later stream sends the same upload.
-            MalformedError: chunks of two uploads in one stream.
-            UnavailableError: the upload is being checked.
+            MalformedError: chunks of two uploads in one stream, or bytes that no expert of its base has; then the
+                upload is in quarantine.
+            UnavailableError: the upload is being finished.
         """
         statement: ExpertContribute | None = None
-        writers: dict[str, _PartWriter] = {}
-        stream = object()
+        stream = Stream()
         try:
             with full_disk_is_unavailable("this upload"):
                 for chunk in chunks:
                     if statement is None:
                         statement = self._opened(chunk.upload_id, caller=caller)
-                        turn = self._turns.setdefault(statement.record_id, _Turn())
+                        turn = self._turns.setdefault(statement.record_id, Turn())
                         turn.give_to(stream)
                     if statement.record_id != chunk.upload_id:
                         raise MalformedError("one stream of chunks belongs to one upload; send the other in its own")
                     with turn.held_by(stream):
-                        if chunk.file not in writers:
-                            writers[chunk.file] = self._writer(statement, chunk.file)
-                        writers[chunk.file].put(chunk)
-                for writer in writers.values():
-                    writer.sync()
+                        told = self._store(statement, chunk, stream)
+                    if told:
+                        yield self._progress(statement)
+                if statement is not None:
+                    with turn.held_by(stream):
+                        stream.commit()
+                    yield self._progress(statement)
         finally:
-            for writer in writers.values():
-                writer.close()
-        return [] if statement is None else self._progress(statement)
+            if statement is not None:
+                turn.end(stream)
+
+    def _store(self, statement: ExpertContribute, chunk: ReceivedChunk, stream: "Stream") -> bool:
+        """Take one chunk; whether more is on disk than before."""
+        try:
+            if chunk.file not in stream.arrivals:
+                stream.arrivals[chunk.file] = self._arrival(statement, chunk.file)
+            return stream.arrivals[chunk.file].put(chunk)
+        except RefusedBytesError as error:
+            stream.close()
+            self._to_quarantine(statement, str(error))
+            raise MalformedError(str(error)) from error
 
     def finish(self, upload_id: str, *, caller: str) -> bytes:
         """Check everything that was sent, publish it and record the contribution; returns the receipt. Repeatable.
@@ -141,7 +146,7 @@ class Intake:
         """
         self._opened(upload_id, caller=caller)
         directory = self._directory(upload_id)
-        with self._turns.setdefault(upload_id, _Turn()).alone():
+        with self._turns.setdefault(upload_id, Turn()).alone():
             statement = self._opened(upload_id, caller=caller)
             note = (directory / _NOTE_NAME).read_bytes()
             receipt = self._registry.receipt_of(statement)
@@ -182,24 +187,39 @@ class Intake:
         if size > largest:
             raise TooLargeError(f"{EXPERT_NAME} of {size} bytes; an expert of this base has at most {largest}")
 
-    def _config(self, statement: ExpertContribute) -> ModelConfig:
+    def _grant(self, statement: ExpertContribute) -> ConsentGrant:
         history = self._registry.head()
         grant = history.grants.get(statement.grant_id)
         if grant is None or grant.revoked_index is not None:
             raise ConsentError(f"there is no consent {statement.grant_id} in force; sign one first")
-        manifest = self._publication.manifest(grant.statement.expert.base_digest)
+        return grant.statement
+
+    def _config(self, statement: ExpertContribute) -> ModelConfig:
+        manifest = self._publication.manifest(self._grant(statement).expert.base_digest)
         return ModelConfig.parse(self._publication.find(manifest.files[CONFIG_NAME].digest).read_bytes())
 
     def _check_room(self, statement: ExpertContribute) -> None:
-        stored = sum(
-            file.received_chunks * ChunkPlan(file.size_bytes).chunk_bytes for file in self._progress(statement)
-        )
-        needed = statement.manifest.size_bytes - stored + _SPARE_BYTES
+        others = (self._missing_bytes(each) for each in self._announced() if each.party != statement.party)
+        needed = self._missing_bytes(statement) + sum(others) + _SPARE_BYTES
         free = shutil.disk_usage(self._incoming).free
         if free < needed:
             raise UnavailableError(
-                f"the coordinator has {free} bytes free and this upload needs {needed}; try again later"
+                f"the coordinator has {free} bytes free; this upload and those under way need {needed}; try again later"
             )
+
+    def _missing_bytes(self, statement: ExpertContribute) -> int:
+        chunks = (ChunkPlan(file.size_bytes) for file in self._progress(statement))
+        stored = sum(
+            min(file.received_chunks * plan.chunk_bytes, plan.size_bytes)
+            for file, plan in zip(self._progress(statement), chunks, strict=True)
+        )
+        return statement.manifest.size_bytes - stored
+
+    def _announced(self) -> Iterator[ExpertContribute]:
+        """The uploads that are under way."""
+        for path in self._incoming.glob(f"*/{_NOTE_NAME}"):
+            with suppress(FileNotFoundError):  # finished meanwhile
+                yield _contribution(parse_note(path.read_bytes())[1])
 
     # What is stored
 
@@ -217,12 +237,11 @@ class Intake:
             )
 
     def _drop_earlier(self, statement: ExpertContribute) -> None:
-        for path in self._incoming.glob(f"*/{_NOTE_NAME}"):
-            upload_id, earlier = path.parent.name, parse_note(path.read_bytes())[1]
-            if earlier.party == statement.party and upload_id != statement.record_id:
-                with self._turns.setdefault(upload_id, _Turn()).alone():
-                    shutil.rmtree(path.parent, ignore_errors=True)
-                self._turns.pop(upload_id, None)
+        for earlier in self._announced():
+            if earlier.party == statement.party and earlier.record_id != statement.record_id:
+                with self._turns.setdefault(earlier.record_id, Turn()).alone():
+                    shutil.rmtree(self._directory(earlier.record_id), ignore_errors=True)
+                self._turns.pop(earlier.record_id, None)
 
     def _opened(self, upload_id: str, *, caller: str) -> ExpertContribute:
         """The statement of an upload of the caller that was opened before."""
@@ -244,15 +263,32 @@ class Intake:
         plan = ChunkPlan(file.size)
         if self._publication.object_path(file.digest).exists():
             return plan.num_chunks
-        part = self._part(upload_id, file.digest)
-        return plan.received_chunks(part.stat().st_size) if part.exists() else 0
+        return plan.received_chunks(PartFile.received(self._part(upload_id, file.digest), size=file.size))
 
-    def _writer(self, statement: ExpertContribute, digest: str) -> "_PartWriter":
+    def _arrival(self, statement: ExpertContribute, digest: str) -> "Arrival":
         for file in statement.manifest.files.values():
             if file.digest == digest:
-                received = self._received(statement.record_id, file)
-                return _PartWriter(self._part(statement.record_id, digest), ChunkPlan(file.size), received=received)
+                if self._publication.object_path(digest).exists():
+                    return Arrival(None, None, ChunkPlan(file.size))
+                part = PartFile(self._part(statement.record_id, digest), file)
+                try:
+                    config = self._config(statement)
+                    expert = ArrivingExpert(part.path, size=file.size, config=config, position=part.position)
+                except BaseException:
+                    part.close()
+                    raise
+                return Arrival(part, expert, ChunkPlan(file.size))
         raise MalformedError(f"upload {statement.record_id} announced no file {digest[:80]!r}")
+
+    def _to_quarantine(self, statement: ExpertContribute, reason: str) -> None:
+        """Put what cannot be an expert aside, with the reason, in place of what this owner had there before."""
+        place = self._quarantine / statement.party
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = self._directory(statement.record_id)
+        write_atomic(directory / REASON_NAME, f"{reason}\n".encode())
+        directory.replace(place)
+        logger.warning("upload %s of %s is in quarantine: %s", statement.record_id, statement.party, reason)
 
     # What has arrived
 
@@ -263,96 +299,26 @@ class Intake:
                 raise ConflictError(f"{missing} chunks of {file.digest} are missing; send them, then finish")
 
     def _check_arrived(self, statement: ExpertContribute) -> None:
+        """Every byte in a part was checked when it came; what was here before under its digest may be anything."""
         self._check_complete(statement)
-        for digest in (file.digest for file in statement.manifest.files.values()):
-            part = self._part(statement.record_id, digest)
-            if part.exists() and digest_of_file(part) != digest:
-                part.unlink()
-                raise VerificationError(f"what arrived is not {digest}; it was dropped, send it again")
+        self._grant(statement)
+        for file in statement.manifest.files.values():
+            path = self._part(statement.record_id, file.digest)
+            if path.exists():
+                part = PartFile(path, file)
+                try:
+                    part.check(remedy="send it again")
+                finally:
+                    part.close()
+            else:
+                self._check_found(statement, self._publication.find(file.digest))
+
+    def _check_found(self, statement: ExpertContribute, path: Path) -> None:
         try:
-            self._check_expert(statement)
-        except MalformedError:
-            shutil.rmtree(self._directory(statement.record_id), ignore_errors=True)
+            check_expert(path, config=self._config(statement))
+        except MalformedError as error:
+            self._to_quarantine(statement, str(error))
             raise
-
-    def _check_expert(self, statement: ExpertContribute) -> None:
-        digest = statement.files[EXPERT_NAME].digest
-        part = self._part(statement.record_id, digest)
-        check_expert(part if part.exists() else self._publication.find(digest), config=self._config(statement))
-
-
-class _Turn:
-    """Who may write to one upload: the stream that came last, and nobody while it is checked."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._latest: object | None = None
-
-    def give_to(self, stream: object) -> None:
-        """From now on `stream` alone writes."""
-        with self._held():
-            self._latest = stream
-
-    @contextmanager
-    def held_by(self, stream: object) -> Iterator[None]:
-        """Let `stream` write, if no later one came."""
-        with self._held():
-            if self._latest is not stream:
-                raise ConflictError("another call took this upload over; open it again")
-            yield
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let no stream write meanwhile, nor one that is open now ever again."""
-        with self._held():
-            self._latest = None
-            yield
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=_TURN_TIMEOUT_S):
-            raise UnavailableError("this upload is being checked; try again soon")
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-
-class _PartWriter:
-    """Appends chunks to one `.part` file, in order, each checked before it is written."""
-
-    def __init__(self, path: Path, plan: ChunkPlan, *, received: int) -> None:
-        self._plan = plan
-        self._next = received
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        sync_directory(path.parent)
-
-    def put(self, chunk: ReceivedChunk) -> None:
-        if chunk.index < self._next:
-            return  # sent again after a lost reply: it is stored
-        if chunk.index > self._next:
-            raise ConflictError(f"chunk {chunk.index} came where {self._next} is next; open the upload again")
-        try:
-            length = self._plan.length(chunk.index)
-        except ValueError as error:
-            raise TooLargeError(f"more bytes than announced: {error}") from error
-        if len(chunk.data) != length:
-            raise MalformedError(f"chunk {chunk.index} has {len(chunk.data)} bytes, not {length}")
-        if hashlib.sha256(chunk.data).digest() != chunk.sha256:
-            raise VerificationError(f"chunk {chunk.index} was damaged on the way; send it again")
-        written = 0
-        while written < length:
-            offset = self._plan.offset(chunk.index) + written
-            written += os.pwrite(self._descriptor, memoryview(chunk.data)[written:], offset)
-        self._next += 1
-        sys.audit("concord.point", "chunk stored")
-
-    def sync(self) -> None:
-        """Return when all that was put is on disk."""
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 def _contribution(statement: Statement) -> ExpertContribute:

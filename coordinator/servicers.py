@@ -1,8 +1,7 @@
 """The gRPC services: each method is parse, one call, reply. Errors and identities are `common/rpc/channel.py`'s."""
 
 from collections.abc import Iterator
-from threading import Timer
-from typing import Final, TypeVar
+from pathlib import Path
 
 import grpc
 
@@ -11,12 +10,14 @@ from common.rpc.channel import caller
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.certificate_request import is_certificate_request
 from common.trust.statements import ConsentRevoke, parse_note
+from coordinator.arrival import ReceivedChunk
 from coordinator.enrolment import Enrolment
 from coordinator.home import Coordinator
-from coordinator.intake import FileProgress, Intake, ReceivedChunk
+from coordinator.intake import FileProgress, Intake
 from coordinator.publication import Publication
 from coordinator.registry import Registry
 from coordinator.releases import latest_base
+from coordinator.streams import Streams
 from coordinator.withdrawal import carry_out
 from protos import (
     enrolment_pb2,
@@ -26,11 +27,6 @@ from protos import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
-
-SILENCE_S: Final = 60.0
-"""How long an upload may send nothing before its call ends; what arrived stays, and the upload goes on in another."""
-
-_Item = TypeVar("_Item")
 
 
 class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
@@ -101,9 +97,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 class TransferServicer(transfer_pb2_grpc.TransferServicer):
     """`protos/transfer.proto`."""
 
-    def __init__(self, intake: Intake, publication: Publication) -> None:
+    def __init__(self, intake: Intake, publication: Publication, streams: Streams) -> None:
         self._intake = intake
         self._publication = publication
+        self._streams = streams
 
     def OpenUpload(
         self, request: transfer_pb2.OpenUploadRequest, context: grpc.ServicerContext
@@ -113,12 +110,22 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
 
     def PutChunks(
         self, request_iterator: Iterator[transfer_pb2.Chunk], context: grpc.ServicerContext
-    ) -> transfer_pb2.PutChunksReply:
-        chunks = (
-            ReceivedChunk(chunk.upload_id, chunk.file, chunk.index, chunk.data, chunk.sha256)
-            for chunk in _in_time(request_iterator, context)
-        )
-        return transfer_pb2.PutChunksReply(files=_progress(self._intake.put(chunks, caller=caller())))
+    ) -> Iterator[transfer_pb2.PutChunksReply]:
+        party = caller()  # asked now: what follows runs when replies are asked for
+        return self._put(party, request_iterator, context)
+
+    def _put(
+        self, party: str, chunks: Iterator[transfer_pb2.Chunk], context: grpc.ServicerContext
+    ) -> Iterator[transfer_pb2.PutChunksReply]:
+        with self._streams.stream(party, end=context.cancel) as moved:
+
+            def received() -> Iterator[ReceivedChunk]:
+                for chunk in chunks:
+                    moved()
+                    yield ReceivedChunk(chunk.upload_id, chunk.file, chunk.index, chunk.data, chunk.sha256)
+
+            for progress in self._intake.put(received(), caller=party):
+                yield transfer_pb2.PutChunksReply(files=_progress(progress))
 
     def FinishUpload(
         self, request: transfer_pb2.FinishUploadRequest, context: grpc.ServicerContext
@@ -128,28 +135,19 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     def Fetch(
         self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.FetchReply]:
-        path = self._publication.find(request.digest)
+        party, path = caller(), self._publication.find(request.digest)
         if request.offset > path.stat().st_size:
             raise MalformedError(f"offset {request.offset} is past the end of {request.digest}")
-        with path.open("rb") as file:
-            file.seek(request.offset)
+        return self._fetch(party, path, request.offset, context)
+
+    def _fetch(
+        self, party: str, path: Path, offset: int, context: grpc.ServicerContext
+    ) -> Iterator[transfer_pb2.FetchReply]:
+        with self._streams.stream(party, end=context.cancel) as moved, path.open("rb") as file:
+            file.seek(offset)
             while data := file.read(CHUNK_BYTES):
                 yield transfer_pb2.FetchReply(data=data)
-
-
-def _in_time(items: Iterator[_Item], context: grpc.ServicerContext) -> Iterator[_Item]:
-    """Items as they come. A sender that is silent for too long is cut off, since its call holds a thread."""
-    while True:
-        cut_off = Timer(SILENCE_S, context.cancel)
-        cut_off.daemon = True
-        cut_off.start()
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        finally:
-            cut_off.cancel()
-        yield item
+                moved()
 
 
 def _progress(files: list[FileProgress]) -> list[transfer_pb2.FileProgress]:
@@ -164,5 +162,6 @@ def add_services(server: grpc.Server, coordinator: Coordinator) -> None:
     enrolment = EnrolmentServicer(coordinator.enrolment, coordinator.registry)
     enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
     registry_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(coordinator), server)
-    transfer = TransferServicer(coordinator.intake, coordinator.publication)
+    streams = Streams(threads=coordinator.settings.threads)
+    transfer = TransferServicer(coordinator.intake, coordinator.publication, streams)
     transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)

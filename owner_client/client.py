@@ -6,23 +6,26 @@ whichever end was restarted.
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
-from common.errors import MalformedError, UnavailableError, VerificationError
+from common.errors import ConcordError, MalformedError, UnavailableError, VerificationError
 from common.files import full_disk_is_unavailable
+from common.part_file import PartFile, state_path
 from common.rpc.channel import call, open_channel, stream
 from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
 from common.trust.cosignature import Witness, cosigned
-from common.trust.manifest import FileEntry, Manifest, digest_of_file
+from common.trust.manifest import FileEntry, Manifest
 from common.trust.note import Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, parse_note
 from common.trust.verify import check_receipt
 from owner_client.egress import Outbound
+from owner_client.pace import Pace
 from owner_client.pins import Pins
 from protos import (
     enrolment_pb2,
@@ -35,8 +38,7 @@ from protos import (
 
 CALL_TIMEOUT_S: Final = 30.0
 _FINISH_TIMEOUT_S: Final = 3600.0
-"""Checking nine gigabytes takes the coordinator a while; progress is not visible meanwhile."""
-_CHUNKS_A_CALL: Final = 32
+"""What was sent is checked as it comes; bytes that the coordinator had before may still have to be."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 15.0
 
@@ -85,7 +87,9 @@ def redeem(
 class Client:
     """One owner's calls to its coordinator."""
 
-    def __init__(self, target: str, *, tls: TlsIdentity, root: TrustedRoot, pins: Pins, retry: Retry) -> None:
+    def __init__(
+        self, target: str, *, tls: TlsIdentity, root: TrustedRoot, pins: Pins, retry: Retry, pace: Pace | None = None
+    ) -> None:
         self._channel = open_channel(target, authority=tls.authority, tls=tls)
         self._enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
         self._registry = registry_pb2_grpc.RegistryStub(self._channel)
@@ -93,6 +97,7 @@ class Client:
         self._root = root
         self._pins = pins
         self._retry = retry
+        self._pace = pace or Pace()
 
     def close(self) -> None:
         """Close the connection."""
@@ -174,20 +179,31 @@ class Client:
         part = to.with_name(to.name + ".part")
         with full_disk_is_unavailable(f"{to.name} ({entry.size} bytes)"):
             self._retry(lambda: self._fetch_rest(entry, part, on_bytes))
-        if part.stat().st_size != entry.size or digest_of_file(part) != entry.digest:
-            part.unlink()
-            raise VerificationError(f"what came as {to.name} is not {entry.digest}; it was dropped, fetch it again")
         part.replace(to)
+        state_path(part).unlink()
 
     def _fetch_rest(self, entry: FileEntry, part: Path, on_bytes: OnBytes) -> None:
-        with part.open("ab") as file:
-            request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.tell())
-            for reply in stream(self._transfer.Fetch, request, timeout_s=None):
-                if file.tell() + len(reply.data) > entry.size:
+        with closing(PartFile(part, entry)) as file:
+            is_ended = False
+            while file.position < entry.size and not is_ended:
+                self._pace.wait_until_open()
+                is_ended = self._fetch_some(entry, file, on_bytes)
+            file.check(remedy="fetch it again")
+
+    def _fetch_some(self, entry: FileEntry, file: PartFile, on_bytes: OnBytes) -> bool:
+        """Fetch until the end of what there is, or of the hours in which the line may be used; True at the former."""
+        request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
+        with closing(stream(self._transfer.Fetch, request)) as replies:
+            for reply in replies:
+                if file.position + len(reply.data) > entry.size:
                     raise VerificationError(f"more came than the {entry.size} bytes of {entry.digest}")
-                file.write(reply.data)
+                file.append(reply.data)
                 sys.audit("concord.point", "chunk fetched")
-                on_bytes(file.tell(), entry.size)
+                on_bytes(file.position, entry.size)
+                self._pace.spend(len(reply.data))
+                if not self._pace.is_open:
+                    return False
+        return True
 
     def submit(self, outbound: Outbound, *, on_bytes: OnBytes) -> bytes:
         """Upload an expert and have its contribution recorded; returns the verified receipt."""
@@ -196,6 +212,16 @@ class Client:
         return receipt
 
     def _submit_once(self, outbound: Outbound, on_bytes: OnBytes) -> bytes:
+        while (upload_id := self._send_some(outbound, on_bytes)) is None:
+            self._pace.wait_until_open()
+        request = transfer_pb2.FinishUploadRequest(upload_id=upload_id)
+        return bytes(call(self._transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S).receipt)
+
+    def _send_some(self, outbound: Outbound, on_bytes: OnBytes) -> str | None:
+        """Send what is missing, until all is there or the hours in which the line may be used end; the upload's id
+        when all is there.
+        """
+        self._pace.wait_until_open()
         opened = call(
             self._transfer.OpenUpload,
             transfer_pb2.OpenUploadRequest(note=outbound.said.note),
@@ -205,15 +231,15 @@ class Client:
             raise MalformedError(f"the coordinator takes chunks of {opened.chunk_bytes} bytes; update this client")
         entry = outbound.plan.entry
         received = next((file.received_chunks for file in opened.files if file.digest == entry.digest), 0)
-        missing = missing_chunks(ChunkPlan(entry.size), received=received)
-        for start in range(missing.start, missing.stop, _CHUNKS_A_CALL):
-            batch = range(start, min(start + _CHUNKS_A_CALL, missing.stop))
-            chunks = list(_chunks(outbound, opened.upload_id, batch))  # all of a batch may leave, or none of it does
-            call(self._transfer.PutChunks, iter(chunks), timeout_s=CALL_TIMEOUT_S * len(batch))
-            on_bytes(min(batch.stop * CHUNK_BYTES, entry.size), entry.size)
-        request = transfer_pb2.FinishUploadRequest(upload_id=opened.upload_id)
-        reply = call(self._transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S)
-        return bytes(reply.receipt)
+        plan = ChunkPlan(entry.size)
+        sending = _Sending(outbound, opened.upload_id, missing_chunks(plan, received=received), self._pace)
+        if sending.missing:
+            with closing(stream(self._transfer.PutChunks, sending)) as replies:
+                for reply in replies:
+                    received = next(file.received_chunks for file in reply.files if file.digest == entry.digest)
+                    on_bytes(min(received * CHUNK_BYTES, entry.size), entry.size)
+            sending.raise_failure()
+        return opened.upload_id if received == plan.num_chunks else None
 
     def _consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
         request = registry_pb2.GetConsistencyRequest(old_size=old_size, new_size=new_size)
@@ -223,12 +249,34 @@ class Client:
         return self._retry(lambda: call(method, request, timeout_s=CALL_TIMEOUT_S))
 
 
-def _chunks(outbound: Outbound, upload_id: str, batch: range) -> Iterator[transfer_pb2.Chunk]:
-    for index in batch:
-        yield transfer_pb2.Chunk(
-            upload_id=upload_id,
-            file=outbound.plan.entry.digest,
-            index=index,
-            data=outbound.read_chunk(index),
-            sha256=outbound.plan.chunk_digests[index],
+class _Sending:
+    """The chunks of one stream. gRPC asks for them on a thread of its own: what fails there is kept for the caller."""
+
+    def __init__(self, outbound: Outbound, upload_id: str, missing: range, pace: Pace) -> None:
+        self.missing = missing
+        self._outbound, self._upload_id, self._pace = outbound, upload_id, pace
+        self._indices = iter(missing)
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> transfer_pb2.Chunk:
+        index = next(self._indices)
+        if self._failure is not None or not self._pace.is_open:
+            raise StopIteration
+        try:
+            data = self._outbound.read_chunk(index)
+        except (ConcordError, OSError) as error:
+            self._failure = error
+            raise StopIteration from error
+        self._pace.spend(len(data))
+        plan = self._outbound.plan
+        return transfer_pb2.Chunk(
+            upload_id=self._upload_id, file=plan.entry.digest, index=index, data=data, sha256=plan.chunk_digests[index]
         )
+
+    def raise_failure(self) -> None:
+        """Raise what ended the stream early, if anything of ours did."""
+        if self._failure is not None:
+            raise self._failure

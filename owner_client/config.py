@@ -4,9 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from common.config import Settings, load_toml
+from common.errors import MalformedError
+from owner_client.pace import parse_hours
+
+
+def _check_hours(text: str) -> str:
+    try:
+        parse_hours(text)
+    except MalformedError as error:
+        raise ValueError(str(error)) from error
+    return text
 
 
 class ConsentSettings(Settings):
@@ -17,6 +27,15 @@ class ConsentSettings(Settings):
     """File with the terms; the consent names it by digest."""
     line: str = "main"
     days: Annotated[int, Field(ge=1, le=3650)] = 365
+
+
+class TransferSettings(Settings):
+    """How this owner's line may be used for experts and models, both ways; statements are small and go at once."""
+
+    megabytes_per_s: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
+    """At most so many million bytes a second; as fast as it goes where nothing is set."""
+    hours: Annotated[str, AfterValidator(_check_hours)] | None = None
+    """Local time, such as `22:00-06:00`; at any time where nothing is set."""
 
 
 class OwnerSettings(Settings):
@@ -34,6 +53,7 @@ class OwnerSettings(Settings):
     """Lines of the witnesses that this owner trusts, got out of band."""
     quorum: Annotated[int, Field(ge=0)] = 0
     """How many of them must have cosigned what the coordinator shows, before this owner signs anything over it."""
+    transfer: TransferSettings = Field(default_factory=TransferSettings)
     consent: ConsentSettings | None = None
     training: dict[str, int | float | str] = Field(default_factory=dict)
 

@@ -29,6 +29,7 @@ from owner_client import egress
 from owner_client.chain import Chain, Said
 from owner_client.client import Client, Retry, redeem
 from owner_client.config import OwnerHome, OwnerSettings
+from owner_client.pace import Pace
 from owner_client.pins import Pins
 
 _INVITATION: Final = "invitation.json"
@@ -226,7 +227,10 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     authority = read_required(home.authority, hint="restore it or enrol again")
     tls = TlsIdentity.parse(read_required(home.tls, hint="restore it or enrol again"), authority=authority)
     pins = Pins(home.pinned, evidence=home.evidence, root=root)
-    client = Client(settings.target, tls=tls, root=root, pins=pins, retry=Retry(patience_s=patience_s, stop=stop))
+    line = settings.transfer
+    pace = Pace(megabytes_per_s=line.megabytes_per_s, hours=line.hours, stop=stop)
+    retry = Retry(patience_s=patience_s, stop=stop)
+    client = Client(settings.target, tls=tls, root=root, pins=pins, retry=retry, pace=pace)
     ended = Event()
     if stop is not None:
         Thread(target=_close_when, args=(stop, ended, client), daemon=True).start()

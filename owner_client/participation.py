@@ -58,6 +58,7 @@ def fetch_base(member: Membership, *, on_bytes: OnBytes) -> Base:
         base.directory.mkdir(parents=True, exist_ok=True)
         with taking_turns(member.home.bases / ".lock"):
             _fetch_files(member, manifest, base.directory, on_bytes=on_bytes)
+            return base  # each file was checked as it came
     try:
         check_directory(base.directory, manifest=manifest)
     except (NotFoundError, VerificationError) as error:

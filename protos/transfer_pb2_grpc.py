@@ -39,7 +39,7 @@ class TransferStub:
                 request_serializer=protos_dot_transfer__pb2.OpenUploadRequest.SerializeToString,
                 response_deserializer=protos_dot_transfer__pb2.OpenUploadReply.FromString,
                 _registered_method=True)
-        self.PutChunks = channel.stream_unary(
+        self.PutChunks = channel.stream_stream(
                 '/concord.v1.Transfer/PutChunks',
                 request_serializer=protos_dot_transfer__pb2.Chunk.SerializeToString,
                 response_deserializer=protos_dot_transfer__pb2.PutChunksReply.FromString,
@@ -67,7 +67,8 @@ class TransferServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutChunks(self, request_iterator, context):
-        """Stream chunks; each is durable before the reply. A broken stream is resumed by opening again.
+        """Stream chunks; a reply says what is on disk whenever more is, the last one when all is. A broken stream is resumed
+        by opening again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +96,7 @@ def add_TransferServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_transfer__pb2.OpenUploadRequest.FromString,
                     response_serializer=protos_dot_transfer__pb2.OpenUploadReply.SerializeToString,
             ),
-            'PutChunks': grpc.stream_unary_rpc_method_handler(
+            'PutChunks': grpc.stream_stream_rpc_method_handler(
                     servicer.PutChunks,
                     request_deserializer=protos_dot_transfer__pb2.Chunk.FromString,
                     response_serializer=protos_dot_transfer__pb2.PutChunksReply.SerializeToString,
@@ -159,7 +160,7 @@ class Transfer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_unary(
+        return grpc.experimental.stream_stream(
             request_iterator,
             target,
             '/concord.v1.Transfer/PutChunks',

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from common.errors import ConcordError
-from common.rpc.channel import call, open_channel
+from common.rpc.channel import call, open_channel, stream
 from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust import strict_json
@@ -53,7 +53,8 @@ class RawCalls:
 
     def put(self, *chunks: transfer_pb2.Chunk) -> transfer_pb2.PutChunksReply:
         """Send chunks."""
-        return call(self.transfer.PutChunks, iter(chunks), timeout_s=TIMEOUT_S)
+        reply: transfer_pb2.PutChunksReply = list(stream(self.transfer.PutChunks, iter(chunks)))[-1]
+        return reply
 
     def finish(self, upload_id: str) -> bytes:
         """Say that all was sent; returns the receipt as it came."""

@@ -24,6 +24,7 @@ from coordinator.config import CoordinatorSettings
 from coordinator.home import Coordinator, server_identity
 from coordinator.releases import latest_base
 from coordinator.servicers import RegistryServicer, TransferServicer
+from coordinator.streams import Streams
 from owner_client import participation
 from protos import registry_pb2, registry_pb2_grpc, transfer_pb2_grpc
 from tests.federation import FEDERATION, Federation, expert_weights, free_ports
@@ -55,7 +56,7 @@ def _lying(federation: Federation, change: Change) -> Iterator[None]:
     coordinator = federation.coordinator
     server = make_server(coordinator.enrolment.authenticate, threads=4, anonymous=False)
     registry_pb2_grpc.add_RegistryServicer_to_server(_Liar(coordinator, change), server)
-    transfer = TransferServicer(coordinator.intake, coordinator.publication)
+    transfer = TransferServicer(coordinator.intake, coordinator.publication, Streams(threads=8))
     transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)
     listen(server, f"127.0.0.1:{federation.ports[0]}", tls=server_identity(coordinator), require_client=True)
     server.start()

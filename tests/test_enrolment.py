@@ -241,6 +241,7 @@ def test_nobody_is_invited_under_a_name_that_is_taken(federation: Federation) ->
 
 def test_no_call_but_redeeming_works_without_a_certificate(federation: Federation, enrolling: RawCalls) -> None:
     fetch = lambda request, timeout: list(enrolling.transfer.Fetch(request, timeout=timeout))  # noqa: E731
+    put = lambda request, timeout: list(enrolling.transfer.PutChunks(request, timeout=timeout))  # noqa: E731
     calls = [
         (enrolling.enrolment.Renew, enrolment_pb2.RenewRequest(csr=_csr())),
         (enrolling.registry.Record, registry_pb2.RecordRequest(note=b"")),
@@ -249,7 +250,7 @@ def test_no_call_but_redeeming_works_without_a_certificate(federation: Federatio
         (enrolling.registry.GetChain, registry_pb2.GetChainRequest()),
         (enrolling.registry.GetBase, registry_pb2.GetBaseRequest()),
         (enrolling.transfer.OpenUpload, transfer_pb2.OpenUploadRequest()),
-        (enrolling.transfer.PutChunks, iter([transfer_pb2.Chunk()])),
+        (put, iter([transfer_pb2.Chunk()])),
         (enrolling.transfer.FinishUpload, transfer_pb2.FinishUploadRequest()),
         (fetch, transfer_pb2.FetchRequest()),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from common.rpc import channel
 from common.rpc.channel import open_channel
-from coordinator import servicers
+from coordinator import streams
 from protos import transfer_pb2
 from tests.federation import Federation, expert_weights, running_federation
 from tests.raw_calls import calling_as
@@ -65,7 +65,7 @@ def test_a_silent_stranger_is_cut_off_and_others_join_then(tmp_path: Path, monke
 def test_an_upload_that_falls_silent_ends_and_goes_on_in_another_call(
     consortium: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servicers, "SILENCE_S", 0.3)
+    monkeypatch.setattr(streams, "SILENCE_S", 0.3)
     owner = consortium.enrol("archive")
     owner.consent()
     owner.put_expert(expert_weights(1))
@@ -75,7 +75,7 @@ def test_an_upload_that_falls_silent_ends_and_goes_on_in_another_call(
         def chunks() -> Iterator[transfer_pb2.Chunk]:
             yield from iter(silence)  # type: ignore[misc]
 
-        sending = calls.transfer.PutChunks.future(chunks(), timeout=60)
-        assert isinstance(sending.exception(timeout=30), grpc.RpcError)
+        with pytest.raises(grpc.RpcError):
+            list(calls.transfer.PutChunks(chunks(), timeout=30))
         silence.over.set()
     assert owner.submit().receipt is not None

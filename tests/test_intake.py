@@ -326,11 +326,11 @@ def test_a_stream_left_open_cannot_change_what_a_later_one_sent(federation: Fede
 
     def interrupted() -> Iterator[ReceivedChunk]:
         yield received(0, data[:CHUNK_BYTES])
-        intake.put([received(1, data[CHUNK_BYTES:])], caller="archive")
+        list(intake.put([received(1, data[CHUNK_BYTES:])], caller="archive"))
         yield received(1, bytes(len(data) - CHUNK_BYTES))
 
     with pytest.raises(ConflictError, match="another call took this upload over; open it again"):
-        intake.put(interrupted(), caller="archive")
+        list(intake.put(interrupted(), caller="archive"))
     intake.finish(upload_id, caller="archive")
     assert (federation.public / "objects" / digest_of(data).removeprefix("sha256:")).read_bytes() == data
 

@@ -71,12 +71,25 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise NotFoundError(f"{path} is not there or no plain file; get a whole copy")
     file_size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if file_size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
-            raise MalformedError(
-                f"{path.name} is not a safetensors file: header length {length}, file size {file_size}"
-            )
-        raw = file.read(length)
+        raw = file.read(header_length(file.read(8), path=path, file_size=file_size))
+    return parse_header(raw, path=path, file_size=file_size)
+
+
+def header_length(start: bytes, *, path: Path, file_size: int) -> int:
+    """The length of the header that the first 8 bytes of a file announce; it is at most `MAX_HEADER_BYTES`.
+
+    Raises:
+        MalformedError: none that this file could have.
+    """
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
+        raise MalformedError(f"{path.name} is not a safetensors file: header length {length}, file size {file_size}")
+    return length
+
+
+def parse_header(raw: bytes, *, path: Path, file_size: int) -> dict[str, TensorEntry]:
+    """Like `read_header`, of a header at hand; the file may still be arriving."""
+    length = len(raw)
     if not raw.startswith(b"{"):
         raise MalformedError(f"{path.name} is not a safetensors file: its header is not JSON")
     fields = strict_json.load_object(raw, what=f"{path.name} header")
@@ -104,7 +117,11 @@ def check_nothing_beside(path: Path) -> None:
     """Raise `MalformedError` where the header of a safetensors file could carry more than the specs of its tensors:
     metadata of its own, or anything in the white space of its JSON or in its padding."""
     with path.open("rb") as file:
-        raw = file.read(int.from_bytes(file.read(8), "little"))
+        check_nothing_beside_in(file.read(int.from_bytes(file.read(8), "little")), path=path)
+
+
+def check_nothing_beside_in(raw: bytes, *, path: Path) -> None:
+    """The same of a header at hand."""
     fields = strict_json.load_object(raw, what=f"{path.name} header")
     if fields.get("__metadata__", _METADATA) != _METADATA:
         raise MalformedError(f"{path.name} carries metadata of its own; save it with {_METADATA} alone")
@@ -246,15 +263,20 @@ def first_not_finite(entries: Mapping[str, TensorEntry]) -> str | None:
     return next((name for name, entry in entries.items() if not _is_finite(entry)), None)
 
 
-def _is_finite(entry: TensorEntry) -> bool:
+def are_finite(data: bytes | memoryview, dtype: str) -> bool:
+    """Whether no value in `data` is NaN or infinity; whole values only."""
     import numpy as np  # a daemon that never checks an expert does not load it
 
-    word, mask = _EXPONENT_BITS[entry.spec.dtype]
+    word, mask = _EXPONENT_BITS[dtype]
+    bits = np.frombuffer(data, np.dtype(word))
+    return not bool(np.equal(np.bitwise_and(bits, mask), mask).any())
+
+
+def _is_finite(entry: TensorEntry) -> bool:
     with entry.location.path.open("rb") as file:
         file.seek(entry.location.offset)
         for start in range(0, entry.location.size, _COPY_BYTES):
-            bits = np.frombuffer(file.read(min(entry.location.size - start, _COPY_BYTES)), np.dtype(word))
-            if bool(np.equal(np.bitwise_and(bits, mask), mask).any()):
+            if not are_finite(file.read(min(entry.location.size - start, _COPY_BYTES)), entry.spec.dtype):
                 return False
     return True
 

@@ -9,10 +9,10 @@ connection outlives its certificate.
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
 from contextvars import ContextVar
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")  # read once, when grpc is imported
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a refused handshake is reported by the call that fails, once
@@ -31,6 +31,7 @@ from common.errors import (
     VerificationError,
 )
 from common.rpc.identity import TlsIdentity
+from common.rpc.liveness import Liveness
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ _GRACE_MS: Final = 3_600_000
 _ANONYMOUS_AGE_MS: Final = 20_000
 _ANONYMOUS_GRACE_MS: Final = 10_000
 _KEEPALIVE_MS: Final = 30_000
+
+STREAM_SILENCE_S: Final = 120.0
+"""How long a stream may bring nothing before it is given up; longer than the other end waits, so that it ends first."""
+_liveness = Liveness(lambda: STREAM_SILENCE_S)
 
 Authenticate = Callable[[bytes | None, str], str]
 """(peer's PEM certificate or None, full method name) -> party id; raises NotPermittedError."""
@@ -170,6 +175,7 @@ class _Boundary(grpc.ServerInterceptor):
             except Exception as error:  # the boundary, as above
                 status, message, metadata = _status_of(error, method)
             else:
+                sys.audit("concord.point", f"answer {method}")
                 return
             _abort(context, status, message, metadata)
 
@@ -180,6 +186,7 @@ _HANDLERS: Final = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
 }
 
 
@@ -239,12 +246,21 @@ def call(method: Callable[..., _Reply], request: object, *, timeout_s: float) ->
         raise error_of(error) from error
 
 
-def stream(method: Callable[..., Iterator[_Reply]], request: object, *, timeout_s: float | None) -> Iterator[_Reply]:
-    """The replies of a streaming call, errors as in `call`."""
+def stream(method: Callable[..., Any], request: object) -> Generator[Any, None, None]:
+    """The replies of a streaming call, errors as in `call`. It has no deadline: it ends when it stands still, or when
+    nobody asks for more.
+    """
+    replies = method(request)
     try:
-        yield from method(request, timeout=timeout_s)
+        with _liveness.watching(replies.cancel) as moved:
+            for reply in replies:
+                moved()
+                yield reply
+                moved()
     except grpc.RpcError as error:
         raise error_of(error) from error
+    finally:
+        replies.cancel()
 
 
 def error_of(error: grpc.RpcError) -> ConcordError:
