@@ -238,7 +238,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _owners(history: History, release: Release) -> list[str]:
     """Whose experts are in a release, by slot."""
-    grants = [history.grants[history.grant_ids[expert.grant_index]] for expert in release.statement.experts]
+    grants = history.grants_at(expert.grant_index for expert in release.statement.experts)
     return [grant.party for grant in grants]
 
 
@@ -353,7 +353,7 @@ def _check_placed(public: Path, history: History, release: Release) -> int:
 def _expert(public: Path, base: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
     """The tensors of the contribution in a slot, from the file that the log names."""
     released = release.statement.experts[slot - 1]
-    grant = history.grants[history.grant_ids[released.grant_index]]
+    (grant,) = history.grants_at([released.grant_index])
     contribution = history.contributions_by_index[released.contribute_index]
     digest = contribution.files[EXPERT_NAME].digest
     path = object_path(public, digest)

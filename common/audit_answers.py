@@ -64,7 +64,7 @@ def about_release(report: Report, name: str) -> ReleaseAnswer:
     said = release.statement
     members = []
     for expert in said.experts:
-        grant = history.grants[history.grant_ids[expert.grant_index]]
+        (grant,) = history.grants_at([expert.grant_index])
         digest = history.contributions_by_index[expert.contribute_index].files[EXPERT_NAME].digest
         _, consent = parse_note(report.entries[grant.index])
         assert isinstance(consent, ConsentGrant)

@@ -4,6 +4,8 @@
 one set of rules, written once. No I/O and no clock: "now" of a rule is the `issued_at` of the statement it judges.
 """
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +18,7 @@ from common.trust.manifest import Manifest, digest_of
 from common.trust.note import Note, Verifier
 from common.trust.root import TrustedRoot
 from common.trust.rules import check, check_releasable, holds, owner_key
-from common.trust.state import Contribution, Grant, Party, Release, TakingBack
+from common.trust.state import Contribution, Grant, Party, RecordIds, Release, TakingBack
 from common.trust.statements import (
     COORDINATOR,
     BasePublish,
@@ -50,12 +52,12 @@ class History:
     """How a note's signatures are checked: at once, or by whoever checks many together (`signature_pool`)."""
     size: int = 0
     parties: dict[str, Party] = field(default_factory=dict)
-    records: set[int] = field(default_factory=set)
-    """Ids of all records, as numbers: there is one for every entry."""
+    records: RecordIds = field(default_factory=RecordIds)
     bases: dict[str, BasePublish] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
-    grant_ids: dict[int, str] = field(default_factory=dict)
-    """By entry: the consent that entry is."""
+    _grant_indices: "array[int]" = field(default_factory=lambda: array("Q"), repr=False)
+    _grant_ids: list[str] = field(default_factory=list, repr=False)
+    """The entries that are consents, and which, in the log's order."""
     contributions: dict[str, Contribution] = field(default_factory=dict)
     """By grant that was not revoked: the latest contribution under a grant is the one that counts."""
     contributions_by_index: dict[int, Contribution] = field(default_factory=dict)
@@ -109,7 +111,26 @@ class History:
 
     def has_record(self, record_id: str) -> bool:
         """Whether a statement with this id is in the log."""
-        return _number(record_id) in self.records
+        return record_id in self.records
+
+    def grant_at(self, index: int) -> Grant | None:
+        """The consent that the entry at `index` is; None where it is none."""
+        place = bisect_left(self._grant_indices, index)
+        if place == len(self._grant_indices) or self._grant_indices[place] != index:
+            return None
+        return self.grants[self._grant_ids[place]]
+
+    def grants_at(self, indices: Iterable[int]) -> list[Grant]:
+        """The consents that the entries at these indices are, all of which are known to be consents."""
+        grants = [self.grant_at(index) for index in indices]
+        assert None not in grants, "asked of entries that a rule found to be consents"
+        return [grant for grant in grants if grant is not None]
+
+    def add_grant(self, grant: Grant) -> None:
+        """Take in a consent, the latest one."""
+        self.grants[grant.record_id] = grant
+        self._grant_indices.append(grant.index)
+        self._grant_ids.append(grant.record_id)
 
     def append(self, entry: bytes) -> Statement:
         """Check `entry` and take it as the next one."""
@@ -122,7 +143,7 @@ class History:
         _apply(statement, self)
         party = self.parties[statement.party]
         self.parties[statement.party] = party.after(statement)
-        self.records.add(_number(statement.record_id))
+        self.records.add(statement.record_id)
         self.latest = max(self.latest, parse_time(statement.issued_at))
         self.size += 1
 
@@ -188,8 +209,7 @@ def _(statement: BasePublish, history: History) -> None:
 
 @_apply.register
 def _(statement: ConsentGrant, history: History) -> None:
-    history.grants[statement.record_id] = Grant(history.size, statement.party, statement.record_id, statement)
-    history.grant_ids[history.size] = statement.record_id
+    history.add_grant(Grant(history.size, statement.party, statement.record_id, statement))
 
 
 @_apply.register
@@ -221,10 +241,6 @@ def _(statement: ReleasePublish, history: History) -> None:
 def _(statement: ReleaseWithdraw, history: History) -> None:
     history.releases[statement.release] = replace(history.releases[statement.release], withdrawn_index=history.size)
     history.withdrawals[history.size] = statement
-
-
-def _number(record_id: str) -> int:
-    return int(record_id.replace("-", ""), 16)
 
 
 def withdrawals_due(history: History) -> list[tuple[Release, int]]:

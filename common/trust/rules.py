@@ -166,9 +166,9 @@ def _own_grant(history: "History", grant_id: str, *, party: str) -> Grant:
 
 
 def _check_released(history: "History", expert: ReleasedExpert, release: ReleasePublish) -> None:
-    if expert.grant_index not in history.grant_ids:
+    grant = history.grant_at(expert.grant_index)
+    if grant is None:
         raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
-    grant = history.grants[history.grant_ids[expert.grant_index]]
     check_releasable(grant, release=release.release, line=release.line, base_digest=release.base_digest,
                      at=parse_time(release.issued_at))  # fmt: skip
     contribution = history.contributions.get(grant.record_id)
@@ -207,7 +207,7 @@ def holds(history: "History", cause: TakingBack, release: Release) -> bool:
 
 def first_lapse(history: "History", experts: Sequence[ReleasedExpert]) -> str | None:
     """When the first of the consents that `experts` are there by lapses; None without experts."""
-    dates = [history.grants[history.grant_ids[each.grant_index]].statement.not_after for each in experts]
+    dates = [grant.statement.not_after for grant in history.grants_at(each.grant_index for each in experts)]
     return min(dates, default=None)
 
 

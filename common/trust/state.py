@@ -4,8 +4,10 @@ A log may hold millions of entries, and whoever folds it keeps all that rules ca
 or an old contribution that is little. What was said in full is in the entry itself.
 """
 
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from common.trust.cosignature import Witness
@@ -48,6 +50,39 @@ class Grant:
         """What it says; asked only of a consent that is not revoked."""
         assert self.standing is not None, "a revoked consent is read from its entry"
         return self.standing
+
+
+@dataclass(slots=True)
+class RecordIds:
+    """Ids of records, 16 bytes each: a set of millions takes eight times as much. Ids begin with their time, so a new
+    one goes near the end of what is kept in order.
+    """
+
+    _high: "array[int]" = field(default_factory=lambda: array("Q"), repr=False)
+    _low: "array[int]" = field(default_factory=lambda: array("Q"), repr=False)
+
+    def __contains__(self, record_id: str) -> bool:
+        high, low = _halves(record_id)
+        at, end = self._place(high, low)
+        return at < end and self._low[at] == low
+
+    def add(self, record_id: str) -> None:
+        """Take in an id that is not in it."""
+        high, low = _halves(record_id)
+        at, _ = self._place(high, low)
+        self._high.insert(at, high)
+        self._low.insert(at, low)
+
+    def _place(self, high: int, low: int) -> tuple[int, int]:
+        """Where an id is or belongs, and where ids with its first half end."""
+        start = bisect_left(self._high, high)
+        end = bisect_right(self._high, high, start)
+        return bisect_left(self._low, low, start, end), end
+
+
+def _halves(record_id: str) -> tuple[int, int]:
+    number = int(record_id.replace("-", ""), 16)
+    return number >> 64, number & 0xFFFF_FFFF_FFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def _consent(history: History, grant: Grant, at: datetime) -> tuple[str, ...]:
 
 
 def _release(history: History, release: Release) -> tuple[str, ...]:
-    grants = (history.grants[history.grant_ids[each.grant_index]] for each in release.statement.experts)
+    grants = history.grants_at(each.grant_index for each in release.statement.experts)
     state = "published" if release.withdrawn_index is None else f"withdrawn by entry {release.withdrawn_index}"
     return (
         str(release.index),

@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import (
     ConcordError,
@@ -15,6 +17,7 @@ from common.errors import (
     VerificationError,
 )
 from common.trust.history import releasable_experts, replay
+from common.trust.state import RecordIds
 from common.trust.statements import COORDINATOR
 from common.trust.verify import StepFailed, check_history, check_revocations
 from tests.trust.telling import (
@@ -361,3 +364,17 @@ def test_a_release_after_a_revocation_is_step_6(contributed: Telling) -> None:
     contributed.history.grants[grant_id] = replace(grant, revoked_index=3)
     with pytest.raises(StepFailed, match=r"release-1 \(entry 4\) holds the expert of consent 2, revoked by entry 3"):
         check_revocations(contributed.history)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1)), max_size=60))
+def test_record_ids_are_a_set(ids: list[tuple[int, int]]) -> None:
+    kept, known = RecordIds(), set()
+    for high, low in ids:
+        number = (high << 64) | low
+        text = f"{number:032x}"
+        record_id = "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+        assert (record_id in kept) == (record_id in known)
+        if record_id not in known:
+            kept.add(record_id)
+            known.add(record_id)
+    assert all(record_id in kept for record_id in known)
