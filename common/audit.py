@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final
 
-from common.errors import ConcordError
+from common.errors import ConcordError, MalformedError
 from common.files import read_required
 from common.model import checkpoint
 from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
@@ -30,7 +31,7 @@ from common.trust.cosignature import Witness
 from common.trust.history import History, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
-from common.trust.receipts import dropped, parse_receipt
+from common.trust.receipts import GRACE, Receipt, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
 from common.trust.statements import Statement, parse_note
@@ -43,8 +44,8 @@ from common.trust.verify import (
     check_history,
     check_quorum,
     check_revocations,
-    is_overdue,
 )
+from common.trust.verify import is_overdue as is_revocation_overdue
 
 ROOT_NAME: Final = "trusted_root.json"
 _COMPARE_BYTES: Final = 16 * 1024 * 1024
@@ -124,7 +125,7 @@ def audit(
     now: datetime | None = None,
     quorum: int = 0,
     witnesses: Sequence[Witness] | None = None,
-    receipts: Sequence[bytes] = (),
+    receipts: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Report:
     """Check the public directory of a coordinator.
 
@@ -133,10 +134,11 @@ def audit(
     this very root and held (`was_audited`), signatures up to there are not checked again. `log_alone` leaves out steps
     7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
     Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names. Step 6 asks for every
-    revocation that such a witness gave one of the `receipts` for.
+    revocation that such a witness gave one of the `receipts` for, by the name that it is known by.
 
     Raises:
         NotFoundError: it is no public directory.
+        MalformedError: what was given beside it is no checkpoint of that log, or no receipt.
     """
     report = Report()
     root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
@@ -161,7 +163,7 @@ def _check_log(
     report.checkpoint = read_required(log / CHECKPOINT_NAME, hint=_HINT)
     head = check_checkpoint(root, report.checkpoint)
     found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
-    earlier = None if last_seen is None else check_checkpoint(root, last_seen)
+    earlier = None if last_seen is None else _earlier(root, last_seen)
     entries = _entries(log, head)
     try:
         check_entries(entries, head, last_seen=earlier)
@@ -179,6 +181,17 @@ def _check_log(
     found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")
 
 
+def _earlier(root: TrustedRoot, last_seen: bytes) -> Checkpoint:
+    """The auditor's own checkpoint: one that is damaged or another log's says nothing about this log."""
+    try:
+        return check_checkpoint(root, last_seen)
+    except StepFailed as error:
+        raise MalformedError(
+            f"the checkpoint that you last saw is none of {root.origin}: {error.__cause__}. Name the right file, or "
+            "begin anew with another name"
+        ) from error
+
+
 def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | None) -> None:
     """The rest of step 1; who the owners' witnesses are is known once the log is replayed."""
     known = report.history.witnesses if witnesses is None else witnesses
@@ -190,29 +203,46 @@ def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | No
 
 
 def _check_receipts(
-    report: Report, receipts: Sequence[bytes], witnesses: Sequence[Witness] | None, now: datetime
+    report: Report, receipts: Mapping[str, bytes], witnesses: Sequence[Witness] | None, now: datetime
 ) -> None:
     """The rest of step 6: what owners handed to witnesses is in the log."""
     if not receipts:
         return
     known = report.history.witnesses if witnesses is None else witnesses
-    try:
-        given = [parse_receipt(data, known) for data in receipts]
-    except ConcordError as error:
-        raise StepFailed(6, f"receipt: {error}") from error
-    wanted = {receipt.statement.digest for receipt in given}
-    logged = {statement.digest for statement in report.statements if statement.digest in wanted}
-    for receipt in dropped(given, logged, at=now):
-        witness, taken = min(receipt.taken.items(), key=lambda pair: pair[1])
-        said = receipt.statement
-        raise StepFailed(
-            6,
-            f"{said.type} {said.record_id} of {said.party} is not in the log, although {witness} took it on "
-            f"{taken:%Y-%m-%dT%H:%M:%SZ}",
-        )
+    given = {name: _receipt(name, data, known, report.history) for name, data in receipts.items()}
+    logged = logged_texts(given.values(), report.entries)
+    missing = {name: receipt for name, receipt in given.items() if receipt.note.text not in logged}
+    not_owed = [_check_missing(name, receipt, report.history, now) for name, receipt in missing.items()]
     index = next(place for place, finding in enumerate(report.findings) if finding.step == 6)
-    text = f"{report.findings[index].found}; {len(logged)} of {len(given)} revocations with a receipt are in the log"
+    count = f"{len(given) - len(missing)} of {len(given)} revocations with a receipt are in the log"
+    text = "; ".join([report.findings[index].found, count, *not_owed])
     report.findings[index] = replace(report.findings[index], found=text)
+
+
+def _receipt(name: str, data: bytes, witnesses: Sequence[Witness], history: History) -> Receipt:
+    try:
+        return parse_receipt_of_owner(data, witnesses, history)
+    except ConcordError as error:
+        raise MalformedError(f"{name} is no receipt that counts here: {error}") from error
+
+
+def _check_missing(name: str, receipt: Receipt, history: History, now: datetime) -> str:
+    """Why the log may be without this revocation for now."""
+    try:
+        why = why_not_owed(receipt, history)
+    except MalformedError as error:
+        raise MalformedError(f"{name} is no receipt that counts here: {error}") from error
+    if why is not None:
+        return f"{name} is not owed: {why}"
+    witness, taken = min(receipt.taken.items(), key=lambda pair: pair[1])
+    said = receipt.statement
+    if not is_overdue(receipt, at=now):
+        return f"{name} is owed from {taken + GRACE:%Y-%m-%dT%H:%M:%SZ} on"
+    raise StepFailed(
+        6,
+        f"{said.type} {said.record_id} of {said.party} is not in the log, although {witness} took it on "
+        f"{taken:%Y-%m-%dT%H:%M:%SZ}",
+    )
 
 
 def _check_models(public: Path, report: Report, now: datetime) -> None:
@@ -268,7 +298,7 @@ def _check_files(public: Path, history: History, now: datetime) -> int:
 
 def _check_gone(public: Path, history: History, now: datetime) -> None:
     """What was withdrawn is not published any more, once it had to be gone."""
-    overdue = {i for i in history.taking_back if is_overdue(history, i, at=now)}
+    overdue = {i for i in history.taking_back if is_revocation_overdue(history, i, at=now)}
     for index, withdrawal in history.withdrawals.items():
         directory = public / "releases" / withdrawal.release
         if withdrawal.cause_index in overdue and directory.exists():

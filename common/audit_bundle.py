@@ -8,9 +8,10 @@ unpacked, and nothing but the expected paths is.
 
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Final
 
 from common.audit import ROOT_NAME, Finding, Report, audit, check_manifest, logged_manifests
@@ -98,7 +99,7 @@ def audit_bundle(
     was_audited: bool = False,
     quorum: int = 0,
     witnesses: Sequence[Witness] | None = None,
-    receipts: Sequence[bytes] = (),
+    receipts: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Report:
     """Steps 1 to 6 over a bundle, and of step 7 that its manifests are those that the log names.
 
@@ -134,6 +135,10 @@ def _check_manifests(public: Path, report: Report) -> None:
         logged = logged_manifests(public, report.history)
         for directory, digest in logged.items():
             check_manifest(directory, digest)
+        shown = {path.parent for kind in ("base", "releases") for path in public.glob(f"{kind}/*/{MANIFEST_NAME}")}
+        withdrawn = {public / "releases" / statement.release for statement in report.history.withdrawals.values()}
+        if unknown := sorted(shown - logged.keys() - withdrawn):
+            raise StepFailed(7, f"{unknown[0].relative_to(public)} is published but the log does not name it")
     except ConcordError as error:
         found = str(error if isinstance(error, StepFailed) else StepFailed(7, str(error)))
         report.findings.append(Finding(7, holds=False, found=found))

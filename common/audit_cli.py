@@ -1,8 +1,9 @@
 """`concord audit`: what an auditor does. Needs no connection, no account and nobody's word."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -14,11 +15,12 @@ from common.audit_fetch import is_address
 from common.audit_rebuild import rebuild
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
 from common.console import Reporter
-from common.errors import MalformedError, NotFoundError, VerificationError
+from common.errors import ConcordError, MalformedError, NotFoundError, VerificationError
 from common.files import read_required, write_atomic
 from common.trust.cosignature import Witness
 from common.trust.evidence import Evidence, judge
 from common.trust.manifest import digest_of
+from common.trust.receipts import parse_revocation
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement, parse_note
 
@@ -53,11 +55,11 @@ def verify(
 ) -> None:
     """Replay everything: signatures, proofs, consents, opt-outs, and every byte of every release. Exit 0 or 1."""
     trusted = _trusted(root)
-    seen = checkpoint.read_bytes() if checkpoint and checkpoint.exists() else None
+    seen = _own_file(checkpoint) if checkpoint and checkpoint.exists() else None
     audited = _audited(checkpoint) if checkpoint else None
     was_audited = seen is not None and audited is not None and _is_record(audited, seen, trusted)
     known = None if witnesses is None else _witnesses(existing(witnesses))
-    receipts = [read_required(existing(path), hint="name a receipt that a witness gave") for path in receipt or ()]
+    receipts = {str(path): _receipt(existing(path)) for path in receipt or ()}
     report = _audit(public, trusted, last_seen=seen, quorum=quorum, witnesses=known, receipts=receipts,
                     was_audited=was_audited)  # fmt: skip
     with reporting(as_json) as reporter:
@@ -189,9 +191,7 @@ def show_removal(
 ) -> None:
     """Prove that a release is another one without somebody's expert, and in nothing else different, byte by byte."""
     with reporting(as_json) as reporter:
-        place = existing(public)
-        if place.is_file():
-            raise MalformedError(f"{place}: a bundle holds no weights to compare; give the public directory")
+        place = _with_weights(public)
         found = removal(place, _holding(audit(place, root=_trusted(root))), before, after)
         for left, digest in found.left.items():
             reporter.step(f"gone: {left}, expert {digest}")
@@ -209,9 +209,10 @@ def rebuild_release(
 ) -> None:
     """Make a release again from its inputs and compare: the same bytes, file by file. Keep it with --output."""
     with reporting(as_json) as reporter, TemporaryDirectory(prefix="concord-rebuild-") as folder:
-        report = _holding(_audit(public, _trusted(root), log_alone=True))
+        place = _with_weights(public)
+        report = _holding(_audit(place, _trusted(root), log_alone=True))
         target = existing(output) if output else Path(folder) / name
-        found = rebuild(existing(public), report, name, target)
+        found = rebuild(place, report, name, target)
         reporter.step(f"{name} made again from its inputs: {len(found.made)} files, the same bytes as published")
         for file in found.taken_over:
             reporter.step(f"{file} is what the coordinator measured; it was taken over as it is")
@@ -231,8 +232,8 @@ def evidence(
     with reporting(as_json) as reporter:
         found = Evidence.parse(read_required(existing(file), hint="name a file of evidence"))
         trusted = TrustedRoot.parse(read_required(existing(root), hint="ask for it out of band"))
-        entries = None if public is None else _audit(public, trusted, log_alone=True).entries
-        proven = judge(found, trusted, entries=entries)
+        report = None if public is None else _holding(_audit(public, trusted, log_alone=True))
+        proven = judge(found, trusted, entries=None if report is None else report.entries)
         reporter.step(f"proven: {proven}")
         reporter.result({"proven": proven})
 
@@ -246,16 +247,48 @@ def export_bundle(
     """Put the log, the trusted root and all manifests into one file, for an audit without a connection."""
     with reporting(as_json) as reporter:
         target = existing(output)
-        size = export(existing(public), target)
+        size = export(_with_weights(public), target)
         reporter.step(
             f"{size} entries and every manifest are in {target}; check it with: concord audit verify {output}"
         )
         reporter.result({"bundle": str(target), "entries": size})
 
 
+def _with_weights(public: Path) -> Path:
+    """A public directory on this machine: neither an address nor a bundle has the weights."""
+    if is_address(str(public).replace(":/", "://", 1)):
+        raise MalformedError(f"{public} is an address; fetch the whole public directory and name where it is")
+    place = existing(public)
+    if place.is_file():
+        raise MalformedError(f"{place}: a bundle holds no weights; give the public directory")
+    return place
+
+
+def _own_file(path: Path) -> bytes:
+    """A file beside the audit, which a pipe or a device is not."""
+    if not path.is_file():
+        raise MalformedError(f"{path} is no plain file")
+    return read_required(path, hint="name a file")
+
+
+def _receipt(path: Path) -> bytes:
+    """A receipt as far as it can be judged without the log."""
+    if not path.exists():
+        raise NotFoundError(f"{path} is not there; name a receipt that a witness gave")
+    data = _own_file(path)
+    try:
+        parse_revocation(data)
+    except ConcordError as error:
+        raise MalformedError(f"{path} is no receipt: {error}") from error
+    return data
+
+
 def _witnesses(path: Path) -> list[Witness]:
     lines = read_required(path, hint="it holds a line a witness: NAME+KEY ID+BASE64").decode(errors="replace")
-    return [Witness.parse(line) for line in lines.splitlines() if line and not line.startswith("#")]
+    found = [Witness.parse(line) for line in lines.splitlines() if line and not line.startswith("#")]
+    if len({witness.public_key for witness in found}) < len(found):
+        raise MalformedError(f"{path} names a witness twice; a quorum counts each key once")
+    return found
 
 
 def _audit(
@@ -266,7 +299,7 @@ def _audit(
     log_alone: bool = False,
     quorum: int = 0,
     witnesses: list[Witness] | None = None,
-    receipts: Sequence[bytes] = (),
+    receipts: Mapping[str, bytes] = MappingProxyType({}),
     was_audited: bool = False,
 ) -> Report:
     place = public if isinstance(public, str) and is_address(public) else existing(Path(public))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from common.audit import ROOT_NAME
-from common.errors import MalformedError, NotFoundError, TooLargeError, UnavailableError
+from common.errors import NotFoundError, TooLargeError, UnavailableError
+from common.http import check_address
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import MAX_NOTE_BYTES, Checkpoint, Note
 from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, bundle_path, format_bundle, parse_bundle
@@ -72,10 +72,7 @@ def _write(directory: Path, name: str, data: bytes) -> None:
 
 
 def _getter(address: str) -> Get:
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise MalformedError(f"{address!r} is no address such as https://concord.example/public")
-    root = address.rstrip("/")
+    root = check_address(address)
 
     def get(name: str, most: int) -> bytes:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TextIO
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -90,7 +90,18 @@ class RichReporter:
         drawn = Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for row in rows:
             drawn.add_row(*map(escape, row))
-        self._console.print(drawn if rows else f"[bold]{escape(title)}[/bold]: none yet", highlight=False)
+        if not rows:
+            self._console.print(f"[bold]{escape(title)}[/bold]: none yet", highlight=False)
+        elif self._console.measure(drawn, options=self._unbounded()).maximum <= self._console.width:
+            self._console.print(drawn, highlight=False)
+        else:  # in columns that are too narrow nobody can read it
+            self._console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
+            for row in rows:
+                said = ", ".join(f"{name} {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)
+                self._console.print(f"  {columns[0]} {row[0]}: {said}", highlight=False, markup=False, soft_wrap=True)
+
+    def _unbounded(self) -> ConsoleOptions:
+        return self._console.options.update(max_width=10_000)
 
     def warning(self, text: str) -> None:
         self._console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)

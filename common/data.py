@@ -286,7 +286,10 @@ def _without(documents: Iterable[Document], seen: set[str]) -> list[Document]:
 def _set_aside(name: Split, documents: list[Document], path: Path) -> list[Document]:
     """About `HELD_OUT_SHARE` of the documents and at least one: those with the smallest salted hashes."""
     if len(documents) < 2:
-        raise MalformedError(f"{path}: too few documents to set some aside for {name}; 3 or more are needed in all")
+        raise MalformedError(
+            f"{path}: too few documents to set some aside for {name}; 3 or more are needed in all "
+            "(in a .txt file, two or more blank lines stand between documents)"
+        )
     hashed = ((hashlib.sha256(f"{name} {d.digest}".encode()).hexdigest(), d) for d in documents)
     ordered = sorted(hashed, key=lambda pair: pair[0])
     threshold = format(int(HELD_OUT_SHARE * 16**8), "08x")

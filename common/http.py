@@ -12,9 +12,14 @@ _TIMEOUT_S: Final = 20.0
 
 def check_address(address: str) -> str:
     """`address` without a slash at its end, if something can be posted below it; `MalformedError` else."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise MalformedError(f"{address[:120]!r} is no address such as https://witness.example")
+    try:
+        parts = urlsplit(address)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        _ = parts.port
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise MalformedError(f"{address[:120]!r} is no address such as https://concord.example/public")
     return address.rstrip("/")
 
 

@@ -9,13 +9,21 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from common.errors import ConcordError, ConflictError, MalformedError, NotFoundError, TooLargeError, VerificationError
+from common.errors import (
+    ConcordError,
+    ConflictError,
+    MalformedError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+    VerificationError,
+)
 from common.files import make_private_directory, read_required, write_atomic, write_into, write_secret
+from common.http_server import BoundedServer, QuietHandler
 from common.trust.cosignature import Witness, cosign
 from common.trust.evidence import Evidence
 from common.trust.manifest import digest_of
@@ -36,7 +44,7 @@ logger = logging.getLogger(__name__)
 ADD_REVOCATION: Final = "add-revocation"
 _KEY: Final = "witness.key"
 _NAME: Final = "witness.name"
-_TIMEOUT_S: Final = 20.0
+_LENGTH_DIGITS: Final = 12
 _HINT: Final = "make a witness there with: concord witness init --home DIR --name NAME"
 
 
@@ -161,7 +169,9 @@ class WitnessService:
         return self._home.path / f"seen-{_place(origin)}"
 
     def add_revocation(self, data: bytes) -> bytes:
-        """Take a revocation; returns its receipt, which is kept too.
+        """Take a revocation; returns its receipt. Nothing is kept: anybody may bring anything, at any length.
+
+        The time is this moment's; an owner keeps its first receipt. Whether the owner signed it, an auditor sees.
 
         Raises:
             MalformedError, TooLargeError: it is none.
@@ -173,14 +183,8 @@ class WitnessService:
         root = self._roots.get(statement.origin)
         if root is None or root.federation != statement.federation:
             raise NotFoundError(f"this witness does not watch {statement.origin!r} of {statement.federation!r}")
-        file = self._home.path / "taken" / f"{digest_of(data).removeprefix('sha256:')}.note"
-        with self._lock:
-            if file.exists():
-                return file.read_bytes()  # the time it was first taken at
-            line = cosign(note.text, self._key, at=datetime.now(UTC))
-            receipt = bytes(Note(note.text, (*note.signatures, line)))
-            write_into(file.parent, file.name, receipt)
-        return receipt
+        line = cosign(note.text, self._key, at=datetime.now(UTC))
+        return bytes(Note(note.text, (*note.signatures, line)))
 
 
 _STATUS: Final[dict[type[ConcordError], HTTPStatus]] = {
@@ -190,13 +194,11 @@ _STATUS: Final[dict[type[ConcordError], HTTPStatus]] = {
 }
 
 
-def make_server(service: WitnessService, *, host: str, port: int) -> ThreadingHTTPServer:
+def make_server(service: WitnessService, *, host: str, port: int) -> BoundedServer:
     """An HTTP server for a witness; the caller starts and stops it. TLS is a proxy's work: answers are signed."""
     calls = {f"/{ADD_CHECKPOINT}": service.add_checkpoint, f"/{ADD_REVOCATION}": service.add_revocation}
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT_S
-
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             try:
                 call = calls.get(self.path)
@@ -215,7 +217,7 @@ def make_server(service: WitnessService, *, host: str, port: int) -> ThreadingHT
             length = self.headers.get("Content-Length", "")
             if not length.isascii() or not length.isdigit():
                 raise MalformedError("a request says how long it is")
-            if int(length) > MAX_REQUEST_BYTES:
+            if len(length) > _LENGTH_DIGITS or int(length) > MAX_REQUEST_BYTES:
                 raise TooLargeError(f"a request of {length[:20]} bytes; at most {MAX_REQUEST_BYTES} are read")
             return self.rfile.read(int(length))
 
@@ -229,7 +231,9 @@ def make_server(service: WitnessService, *, host: str, port: int) -> ThreadingHT
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            logger.info(format, *arguments)
-
-    return ThreadingHTTPServer((host, port), Handler)
+    try:
+        return BoundedServer((host, port), Handler)
+    except OSError as error:
+        raise UnavailableError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port"
+        ) from error

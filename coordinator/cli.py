@@ -176,6 +176,9 @@ def revoke(
 ) -> None:
     """Revoke an owner's certificates, from its next call on. Consents and experts stay; an invitation lets it back."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        latest = coordinator.enrolment.latest_certificates().get(owner)
+        if latest is not None and latest.is_revoked:
+            raise ConflictError(f"the certificates of {owner} are revoked already; an invitation lets it back")
         fields = {"owner": owner} | ({} if reason is None else {"reason": reason})
         recorded = coordinator.registry.issue(CertRevoke, **fields)
         reporter.step(f"the certificates of {owner} are revoked: entry {recorded.leaf_index} of the log")
@@ -189,7 +192,9 @@ def registry(
 ) -> None:
     """The registry as tables: who has joined, what is consented to and until when, what was released with whom."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        found = tables_of(coordinator.registry.head(), at=datetime.now(UTC))
+        now = datetime.now(UTC)
+        latest = {name: each.describe(at=now) for name, each in coordinator.enrolment.latest_certificates().items()}
+        found = tables_of(coordinator.registry.head(), at=now, certificates=latest)
         fields: dict[str, object] = {"entries": coordinator.registry.head().size}
         for table in found:
             reporter.table(table.title, table.columns, table.rows)
@@ -227,10 +232,14 @@ def release(
         owners = ", ".join(made.owners.values()) or "nobody: the public model alone"
         for owner, why in made.left_out.items():
             reporter.warning(f"left out: {owner}: {why}")
-        reporter.step(f"{made.statement.release} is signed, logged and published with the experts of: {owners}")
+        if made.is_new:
+            reporter.step(f"{made.statement.release} is signed, logged and published with the experts of: {owners}")
+        else:
+            reporter.step(f"nothing came since {made.statement.release}; it stands, with the experts of: {owners}")
         reporter.result(
             {
                 "release": made.statement.release,
+                "is_new": made.is_new,
                 "directory": str(made.directory),
                 "experts": list(made.owners.values()),
                 "left_out": dict(made.left_out),
@@ -248,6 +257,7 @@ def status(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) 
 
 def _status(coordinator: Coordinator) -> dict[str, object]:
     history, now = coordinator.registry.head(), datetime.now(UTC)
+    latest = coordinator.enrolment.latest_certificates()
     in_force = {grant.party for grant in history.grants.values() if is_in_force(grant, at=now)}
     once_in_force = {grant.party for grant in history.grants.values()}
     revoked = {g.party for g in history.grants.values() if g.revoked_index is not None} - in_force
@@ -257,6 +267,7 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
         "trusted_root": digest_of(bytes(coordinator.registry.root)),
         "log_entries": history.size,
         "owners": sorted(history.parties.keys() - {COORDINATOR}),
+        "certificates_revoked": sorted(name for name, each in latest.items() if each.is_revoked),
         "base": latest_base(history).base_digest if history.bases else None,
         "consents_in_force": sorted(in_force),
         "consents_lapsed": sorted(once_in_force - in_force - revoked),

@@ -47,13 +47,11 @@ def serve(path: Path, *, reporter: Reporter) -> None:
             add_services(server, coordinator)
             listen(server, f"{settings.host}:{port}", tls=tls, require_client=port == settings.port)
         witnesses = [OutsideWitness.parse(line) for line in settings.outside_witnesses]
+        files = FileServer(coordinator.home.public, host=settings.host, port=settings.files_port)
         for server in servers:
             server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
-        with (
-            Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s),
-            FileServer(coordinator.home.public, host=settings.host, port=settings.files_port),
-        ):
+        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), files:
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()

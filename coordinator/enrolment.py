@@ -17,7 +17,7 @@ from common.errors import ConcordError, MalformedError, NotPermittedError, Verif
 from common.trust.certificate_request import CertificateRequest, check_signed, parse_certificate_request
 from common.trust.invitation import TOKEN_BYTES, token_hash
 from common.trust.pki import CertificateAuthority, Identity, identity_of
-from common.trust.statements import COORDINATOR, CertRevoke, Statement
+from common.trust.statements import COORDINATOR, CertRevoke, Statement, format_time
 from coordinator.registry import Recorded, Registry
 from coordinator.store import Store
 from coordinator.tables import certificates, invitations
@@ -26,6 +26,20 @@ _BACKDATED: Final = timedelta(minutes=5)
 """How long before now a certificate is valid, for owners' slow clocks."""
 OPEN_METHODS: Final = ("/concord.v1.Enrolment/Redeem",)
 """The calls that need no certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatestCertificate:
+    """The latest certificate of an owner: until when it is good, and whether it was revoked before."""
+
+    not_after: datetime
+    is_revoked: bool
+
+    def describe(self, *, at: datetime) -> str:
+        """What it is good for, in a word or two."""
+        if self.is_revoked:
+            return "revoked"
+        return f"{'good' if at < self.not_after else 'lapsed'}, until {format_time(self.not_after)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,16 @@ class Enrolment:
         self._authority = authority
         self._lifetime = certificate_lifetime
         self._now = now
+
+    def latest_certificates(self) -> dict[str, LatestCertificate]:
+        """By owner."""
+        wanted = select(certificates.c.party, certificates.c.not_after, certificates.c.revoked_at)
+        with self._store.reading() as connection:
+            rows = connection.execute(wanted.order_by(certificates.c.not_after)).all()
+        return {
+            row.party: LatestCertificate(datetime.fromtimestamp(row.not_after, UTC), row.revoked_at is not None)
+            for row in rows
+        }
 
     def invite(self, owner: str, *, lifetime: timedelta) -> str:
         """A new one-time token for `owner`; only its hash is kept. One who has joined gets a new certificate for it.

@@ -5,17 +5,15 @@ Tiles, bundles and objects never change under their names. The checkpoint is ask
 withdrawn, so its files are kept for minutes.
 """
 
-import logging
 import re
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Final
 
 from common.errors import UnavailableError
-
-logger = logging.getLogger(__name__)
+from common.http_server import BoundedServer, QuietHandler
 
 _FOREVER: Final = "public, max-age=31536000, immutable"
 _RULES: Final = (
@@ -25,7 +23,6 @@ _RULES: Final = (
     (re.compile(r"/trusted_root\.json|/(?:base|releases)/[^/]+/[^/]+"), "public, max-age=300", None),
 )
 """Path, how long it may be kept, content type where the name does not say it. Nothing else is served."""
-_TIMEOUT_S: Final = 60.0
 
 
 class FileServer:
@@ -52,23 +49,33 @@ class FileServer:
             self._server.server_close()
 
 
-def _make(public: Path, host: str, port: int) -> ThreadingHTTPServer:
-    class Handler(SimpleHTTPRequestHandler):
-        timeout = _TIMEOUT_S
+def _make(public: Path, host: str, port: int) -> BoundedServer:
+    class Handler(QuietHandler, SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        _tag: str | None = None
 
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments, directory=str(public))  # type: ignore[arg-type]
 
         def _rule(self) -> tuple[str, str | None] | None:
-            path = self.path
+            path = getattr(self, "path", "%")  # a request that could not be read has none
             if any(part.startswith(".") or not part for part in path.split("/")[1:]) or "%" in path or "?" in path:
                 return None
             return next(((kept, kind) for pattern, kept, kind in _RULES if pattern.fullmatch(path)), None)
 
         def send_head(self) -> object:  # type: ignore[override]
-            if self._rule() is None or not Path(self.translate_path(self.path)).is_file():
+            path = Path(self.translate_path(self.path))
+            if self._rule() is None or not path.is_file():
                 self.send_error(404)
+                return None
+            # Files are replaced, never changed: a tag tells two of them apart that were made in the same second.
+            found = path.stat()
+            self._tag = f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"'
+            del self.headers["If-Modified-Since"]
+            if self.headers.get("If-None-Match") == self._tag:
+                self.send_response(304)
+                self.end_headers()
                 return None
             return super().send_head()
 
@@ -81,13 +88,13 @@ def _make(public: Path, host: str, port: int) -> ThreadingHTTPServer:
             rule = self._rule()
             self.send_header("Cache-Control", rule[0] if rule else "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
+            if rule and self._tag is not None:
+                self.send_header("ETag", self._tag)
+            self._tag = None
             super().end_headers()
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            logger.info(format, *arguments)
-
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return BoundedServer((host, port), Handler)
     except OSError as error:
         raise UnavailableError(
             f"{host}:{port} cannot be listened on ({error.strerror}); choose another files_port in coordinator.toml"

@@ -113,6 +113,11 @@ def open_home(path: Path) -> Iterator[Coordinator]:
 def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: Store) -> Coordinator:
     publication = Publication(home.public)
     root = TrustedRoot.parse(publication.trusted_root())
+    if (settings.federation, settings.origin) != (root.federation, root.origin):
+        raise ConflictError(
+            f"{home.settings_file} is of {settings.federation!r} at {settings.origin!r}, the log of "
+            f"{root.federation!r} at {root.origin!r}; they are named once and for all: put the log's names back"
+        )
     log_key = SigningKey.from_pem(read_required(home.keys / "log.key", hint=_HINT), name=root.log.name)
     own_key = SigningKey.from_pem(read_required(home.keys / "coordinator.key", hint=_HINT), name=root.coordinator.name)
     authority = CertificateAuthority.from_pem(

@@ -20,11 +20,13 @@ _ROUNDS: Final = 3
 
 @dataclass(slots=True)
 class OutsideWitness:
-    """A witness at an address, and how much of this log it is known to have seen."""
+    """A witness at an address, and how much of this log it says it has seen."""
 
     witness: Witness
     address: str
     size: int = 0
+    cosigned: int = 0
+    """How much of it is known to be cosigned."""
 
     @classmethod
     def parse(cls, line: str) -> "OutsideWitness":
@@ -46,7 +48,7 @@ class OutsideWitness:
         """
         parsed = Note.parse(checkpoint)
         head = Checkpoint.parse(parsed.text)
-        if head.size == self.size:
+        if head.size == self.cosigned:
             return False
         bare = bytes(Note(parsed.text, parsed.signatures[:1]))
         for _ in range(_ROUNDS):
@@ -68,7 +70,7 @@ class OutsideWitness:
             if status != 200:
                 raise UnavailableError(f"{self.witness.name} answers {status}: {body[:200]!r}")
             registry.keep_cosignature(parse_cosignatures(body, text=parsed.text), self.witness)
-            self.size = head.size
+            self.size = self.cosigned = head.size
             return True
         raise ConflictError(f"{self.witness.name} has seen a log that this one of {head.size} does not continue")
 
@@ -86,6 +88,7 @@ class Bringing:
     def __init__(self, registry: Registry, witnesses: list[OutsideWitness], *, every_s: float) -> None:
         self._registry, self._witnesses, self._every_s = registry, witnesses, every_s
         self._stop = Event()
+        self._said: dict[str, str] = {}
         self._thread = Thread(target=self._run, name="outside-witnesses", daemon=True)
 
     def __enter__(self) -> "Bringing":
@@ -100,15 +103,26 @@ class Bringing:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for each in self._witnesses:
-                self._bring(each)
+            self.bring_to_all()
             self._stop.wait(self._every_s)
+
+    def bring_to_all(self) -> None:
+        """Bring the checkpoint to each; what goes wrong with one is logged and stops no other."""
+        for each in self._witnesses:
+            self._bring(each)
 
     def _bring(self, each: OutsideWitness) -> None:
         try:
             if each.bring(self._registry, self._registry.checkpoint()):
                 logger.info("%s has cosigned %d entries", each.witness.name, each.size)
-        except (ConflictError, VerificationError):
-            logger.exception("a witness does not agree with this log; find out why before anything else")
+                self._said.pop(each.address, None)
+        except (ConflictError, VerificationError) as error:
+            self._say(each, logging.ERROR, f"{error}; find out why before anything else")
         except ConcordError as error:
-            logger.warning("%s", error)
+            self._say(each, logging.WARNING, str(error))
+
+    def _say(self, each: OutsideWitness, level: int, problem: str) -> None:
+        """Log a witness's trouble once, not at every try."""
+        if self._said.get(each.address) != problem:
+            self._said[each.address] = problem
+            logger.log(level, "%s: %s", each.address, problem)

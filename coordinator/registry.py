@@ -12,8 +12,10 @@ from datetime import UTC, datetime, timedelta
 from threading import RLock
 from typing import Final, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from common.config import describe
 from common.errors import (
     ConcordError,
     ConflictError,
@@ -196,21 +198,28 @@ class Registry:
             return index_of(connection, statement) is not None
 
     def issue(self, kind: type[_Kind], **fields: object) -> Recorded:
-        """Sign and record a statement of the coordinator itself."""
+        """Sign and record a statement of the coordinator itself.
+
+        Raises:
+            MalformedError: a field is not what such a statement may hold.
+        """
         with self._appending() as append:
             party = append.history.parties[COORDINATOR]
             now = self._now()
-            statement = kind(
-                federation=self.root.federation,
-                origin=self.root.origin,
-                party=COORDINATOR,
-                key_id=self._key.verifier.key_id,
-                record_id=new_record_id(now),
-                seq=party.next_seq,
-                prev=party.head,
-                issued_at=format_time(now),
-                **fields,
-            )
+            try:
+                statement = kind(
+                    federation=self.root.federation,
+                    origin=self.root.origin,
+                    party=COORDINATOR,
+                    key_id=self._key.verifier.key_id,
+                    record_id=new_record_id(now),
+                    seq=party.next_seq,
+                    prev=party.head,
+                    issued_at=format_time(now),
+                    **fields,
+                )
+            except ValidationError as error:
+                raise MalformedError(f"{kind.type}: {describe(error)}") from error
             entry = sign_statement(statement, self._key)
             index = append(entry)
         self.publish()

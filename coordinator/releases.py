@@ -48,6 +48,8 @@ class PublishedRelease:
     owners: Mapping[int, str]
     left_out: Mapping[str, str]
     """Owners whose expert and unrevoked consent are there, but who may not be in it, and why."""
+    is_new: bool
+    """Whether it was made just now; else nothing has come since."""
 
 
 def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
@@ -123,7 +125,8 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     _check_still(coordinator, chosen, **place)  # before anything of it is published
     manifest = coordinator.publication.add_objects(staging, ours=True)
     experts = [_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)]
-    statement = _last_entry(history, manifest) or _record_release(
+    earlier = _last_entry(history, manifest)
+    statement = earlier or _record_release(
         coordinator,
         chosen,
         place,
@@ -139,7 +142,8 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         statement,
         shown,
         {slot: grant.party for slot, (grant, _) in enumerate(chosen, start=1)},
-        left_out(history, **place, at=now),
+        left_out(history, **(place | {"release": statement.release}), at=now),
+        is_new=earlier is None,
     )
 
 

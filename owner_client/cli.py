@@ -187,11 +187,16 @@ def opt_out(
     """Withdraw your consent: no later release may hold your expert, and everybody can check that."""
     within = None if withdraw_within_hours is None else timedelta(hours=withdraw_within_hours)
     with reporting(as_json) as reporter, _member(home) as member:
-        for revocation in participation.opt_out(member, reason=reason, withdraw_within=within):
+        said = participation.opt_out(member, reason=reason, withdraw_within=within)
+        for revocation in said:
             reporter.step(f"consent {revocation.grant_id} is revoked: {revocation.record_id} is in the log")
         reporter.step("opted out: no later release holds your expert")
-        if within is not None:
-            reporter.step(f"releases that hold it are to be withdrawn by {revocation.deadline:%Y-%m-%dT%H:%M:%SZ}")
+        asked = [revocation.deadline for revocation in said if revocation.effect == "withdraw_published"]
+        if asked:
+            reporter.step(f"releases that hold it are to be withdrawn by {max(asked):%Y-%m-%dT%H:%M:%SZ}")
+        else:
+            reporter.step("releases that hold it already stay; to have them back: concord owner opt-out "
+                          "--withdraw-within-hours HOURS")  # fmt: skip
         reporter.result({"record_id": revocation.record_id, "grant_id": revocation.grant_id})
 
 

@@ -153,6 +153,13 @@ def grants_in_force(chain: Chain) -> list[ConsentGrant]:
     ]
 
 
+def _not_taken_back(chain: Chain) -> list[ConsentGrant]:
+    """This owner's consents of which no revocation asks to withdraw what is published, the latest first."""
+    said = [said.statement for said in chain.statements()]
+    asked = {each.grant_id for each in said if isinstance(each, ConsentRevoke) and each.effect == "withdraw_published"}
+    return [each for each in reversed(said) if isinstance(each, ConsentGrant) and each.record_id not in asked]
+
+
 def grant_in_force(chain: Chain, *, base_digest: str | None = None) -> ConsentGrant | None:
     """This owner's latest consent in force, for a base or for any."""
     return next((g for g in grants_in_force(chain) if base_digest in (None, g.expert.base_digest)), None)
@@ -248,23 +255,30 @@ def is_other_upload(said: Said, planned: EgressPlan) -> bool:
 def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelta | None = None) -> list[ConsentRevoke]:
     """Revoke every consent of this owner: no later release may hold its experts. Needs no training and no upload.
 
-    With `withdraw_within`, releases that hold them already are to be withdrawn within that time.
+    With `withdraw_within`, releases that hold them already are to be withdrawn within that time; also those of
+    consents that lapsed or were revoked before, for which that was not asked yet.
 
     Raises:
         ConsentError: there is no consent to revoke.
     """
+    wanted: dict[str, Any] = {"effect": "future", "deadline_s": 0}
+    if withdraw_within is not None:
+        wanted = {"effect": "withdraw_published", "deadline_s": int(withdraw_within.total_seconds())}
+    if reason is not None:
+        wanted["reason"] = reason
     with member.chain.turn():
         revoked = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
         send_unsent(member)
         withdraw_upload(member)
-        grants = grants_in_force(member.chain)
+        if withdraw_within is None:
+            grants, problem = grants_in_force(member.chain), "there is no consent to revoke: none is in force"
+        else:
+            grants, problem = (
+                _not_taken_back(member.chain),
+                "there is nothing to withdraw that was not asked for before",
+            )
         if not grants and not revoked:
-            raise ConsentError("there is no consent to revoke: none is in force")
-        wanted: dict[str, Any] = {"effect": "future", "deadline_s": 0}
-        if withdraw_within is not None:
-            wanted = {"effect": "withdraw_published", "deadline_s": int(withdraw_within.total_seconds())}
-        if reason is not None:
-            wanted["reason"] = reason
+            raise ConsentError(problem)
         for grant in grants:
             said = member.chain.say(ConsentRevoke, grant_id=grant.record_id, **wanted)
             send(member, said)

@@ -35,6 +35,9 @@ def hand_over(home: OwnerHome, witness: Witness, address: str) -> list[tuple[Pat
 
 
 def _hand_over(home: OwnerHome, witness: Witness, address: str, note: bytes) -> tuple[Path, datetime]:
+    path = home.path / "receipts" / f"{witness.key_id}-{parse_note(note)[1].record_id}.note"
+    if path.exists():  # another one would bear a later time
+        return path, parse_receipt(path.read_bytes(), [witness]).taken[witness.name]
     digest = digest_of(note)
     egress.record(home.ledger, "statement", name=f"revocation to {witness.name}", digest=digest, size_bytes=len(note))
     status, _, body = post(f"{address.rstrip('/')}/{ADD_REVOCATION}", note, most=MAX_RECEIPT_BYTES)
@@ -43,5 +46,4 @@ def _hand_over(home: OwnerHome, witness: Witness, address: str, note: bytes) -> 
     receipt = parse_receipt(body, [witness])
     if receipt.note.text != Note.parse(note).text:
         raise VerificationError(f"{witness.name} answered with a receipt for something else")
-    path = write_into(home.path / "receipts", f"{witness.key_id}-{receipt.statement.record_id}.note", body)
-    return path, receipt.taken[witness.name]
+    return write_into(path.parent, path.name, body), receipt.taken[witness.name]

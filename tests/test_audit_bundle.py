@@ -9,6 +9,7 @@ import pytest
 
 from common.audit_bundle import MAX_MEMBER_BYTES, audit_bundle, export
 from common.errors import MalformedError, NotFoundError, TooLargeError
+from common.trust.evidence import Evidence
 from tests.commands import concord
 from tests.published import Published, publish
 
@@ -43,6 +44,33 @@ def test_a_bundle_is_audited_as_the_log_is(original: Published, bundle: Path) ->
     assert [finding.step for finding in report.findings] == [1, 2, 3, 4, 5, 6, 7]
     assert report.releases == original.audit().releases
     assert not any(name.endswith(".safetensors") for name in _members(bundle))
+
+
+def test_a_release_that_the_log_does_not_name_is_found_in_a_bundle_too(original: Published, bundle: Path) -> None:
+    members = _members(bundle)
+    manifest = next(data for name, data in members.items() if name.startswith("releases/"))
+    _write(bundle, {**members, "releases/release-9/manifest.json": manifest})
+    found = audit_bundle(bundle, root=original.root).findings[-1]
+    assert (found.step, found.holds) == (7, False)
+    assert "releases/release-9 is published but the log does not name it" in found.found
+
+
+def test_evidence_is_judged_by_a_bundle(original: Published, bundle: Path, tmp_path: Path) -> None:
+    root, evidence = tmp_path / "root.json", tmp_path / "evidence.json"
+    root.write_bytes(bytes(original.root))
+    head = (original.path / "log" / "checkpoint").read_bytes()
+    evidence.write_bytes(bytes(Evidence((original.first_checkpoint, head))))
+    for public in (bundle, original.path):
+        judged = concord("audit", "evidence", evidence, "--root", root, "--public", public)
+        assert judged.returncode == 1
+        assert "that proves nothing" in " ".join(judged.stderr.split())
+
+
+@pytest.mark.parametrize("command", [("removal", "release-1", "release-2"), ("rebuild", "release-1"), ("export",)])
+def test_what_needs_weights_says_so(bundle: Path, command: tuple[str, ...]) -> None:
+    for public, why in (("http://127.0.0.1:9/public", "is an address"), (bundle, "a bundle holds no weights")):
+        refused = concord("audit", *command, public)
+        assert (refused.returncode, why in " ".join(refused.stderr.split())) == (1, True)
 
 
 def test_the_same_log_exports_to_the_same_bytes(original: Published, bundle: Path, tmp_path: Path) -> None:

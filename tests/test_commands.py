@@ -173,7 +173,7 @@ SAID = {
     "owner consent": {"event", "grant_id", "not_after"},
     "owner submit --dry-run": {"event", "file", "digest", "size_bytes", "tensors"},
     "owner submit": {"event", "record_id"},
-    "coordinator release": {"event", "release", "directory", "experts", "left_out", "manifest_digest"},
+    "coordinator release": {"event", "release", "is_new", "directory", "experts", "left_out", "manifest_digest"},
     "owner opt-out": {"event", "record_id", "grant_id"},
     "owner rotate-key": {"event", "key_id", "revoked_key_ids"},
     "owner new-key": {"event", "public_key"},
@@ -183,7 +183,8 @@ SAID = {
     },
     "owner ledger": {"event", "sent"},
     "coordinator status": {
-        "event", "federation", "address", "trusted_root", "log_entries", "owners", "base", "consents_in_force",
+        "event", "federation", "address", "trusted_root", "log_entries", "owners", "certificates_revoked",
+        "base", "consents_in_force",
         "consents_lapsed", "opted_out", "experts", "releases", "public",
     },
     "audit verify": {"event", "audit", "steps", "releases"},

@@ -1,6 +1,8 @@
 """The published files over HTTP: what may be kept how long, and nothing but what is published."""
 
+import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -45,6 +47,42 @@ def test_what_never_changes_is_kept_and_what_changes_is_asked_for(consortium: Fe
         assert _get(f"{address}/{path}", method="HEAD")[::2] == (kept, b"")
     assert _get(f"{address}/log/checkpoint")[1] == "text/plain; charset=utf-8"
     assert _get(f"{address}/log/tile/0/000.p/{tile.name}")[1] == "application/octet-stream"
+
+
+def test_a_cache_that_asks_anew_gets_what_changed_within_the_second(consortium: Federation, address: str) -> None:
+    checkpoint = f"{address}/log/checkpoint"
+    with urlopen(checkpoint) as reply:  # noqa: S310 - our own server
+        tag, modified = reply.headers["ETag"], reply.headers["Last-Modified"]
+    kept = {"If-None-Match": tag, "If-Modified-Since": modified}
+    with pytest.raises(HTTPError) as unchanged:
+        urlopen(Request(checkpoint, headers=kept))  # noqa: S310 - our own server
+    assert (unchanged.value.code, unchanged.value.headers["ETag"]) == (304, tag)
+    before = (consortium.public / "log" / "checkpoint").read_bytes()
+    consortium.enrol("publisher")
+    deadline = datetime.now(UTC) + timedelta(seconds=30)
+    while (consortium.public / "log" / "checkpoint").read_bytes() == before:
+        assert datetime.now(UTC) < deadline
+    for headers in (kept, {"If-Modified-Since": modified}):
+        with urlopen(Request(checkpoint, headers=headers)) as reply:  # noqa: S310 - our own server
+            assert reply.read() == (consortium.public / "log" / "checkpoint").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"\r\n\r\n", b"nonsense\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"\xff\x00 / HTTP/1.1\r\n\r\n",
+     b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n"],
+)  # fmt: skip
+def test_what_is_no_request_is_answered_or_dropped(
+    consortium: Federation, address: str, request_bytes: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request_bytes)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.makefile("rb").read()
+    assert answer[:10] in (b"", b"HTTP/1.1 4", b"HTTP/1.1 5") or b"Error response" in answer
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert _get(f"{address}/log/checkpoint")[2] == (consortium.public / "log" / "checkpoint").read_bytes()
 
 
 @pytest.mark.parametrize(

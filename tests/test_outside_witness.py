@@ -1,5 +1,6 @@
 """Outside witnesses over real HTTP: what they cosign, what they refuse, and the receipts that they give owners."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.audit import audit
+from common.audit import Finding, audit
 from common.errors import (
     ConcordError,
     ConflictError,
@@ -22,17 +23,18 @@ from common.errors import (
 )
 from common.http import post
 from common.trust import merkle
-from common.trust.cosignature import Witness, cosigned
+from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.evidence import Evidence, judge
 from common.trust.note import Checkpoint, Note, SigningKey, sign
 from common.trust.receipts import GRACE, parse_receipt
 from common.trust.root import TrustedRoot
+from common.trust.statements import ConsentRevoke, format_time, new_record_id, sign_statement
 from common.trust.tlog_witness import AddCheckpoint
 from common.witness import WitnessHome, WitnessService, make_server
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from owner_client import revocations
 from tests.commands import concord
-from tests.federation import Federation
+from tests.federation import FEDERATION, Federation, Owner
 
 NAME, ORIGIN = "witness.example/w1", "made.example/log"
 KEY = SigningKey.generate(ORIGIN)
@@ -175,6 +177,47 @@ def test_what_is_no_request_is_refused(
     assert witness.add(_request(0, 5))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("head", "answer"),
+    [
+        (b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: " + b"9" * 6000 + b"\r\n\r\n", b"413"),
+        (b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"POST /add-checkpoint HTTP/1.1\r\n\r\n", b"400"),
+        (b"nonsense\r\n\r\n", b"400"),
+    ],
+)
+def test_a_request_that_lies_about_itself_is_refused(
+    witness: Running, head: bytes, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = witness.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head)
+        assert answer in connection.makefile("rb").read()
+    with socket.create_connection((host, int(port))) as gone:
+        gone.sendall(b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
+    assert witness.add(_request(0, 5))[0] == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_witness_that_disagrees_is_said_once_and_never_taken_for_agreement(
+    federation: Federation, outside: OutsideWitness, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation.publish_base()
+    root, key = federation.coordinator.registry.root, federation.coordinator.home.keys / "log.key"
+    fork = Checkpoint(root.origin, federation.coordinator.registry.head().size, b"x" * 32)
+    signed = bytes(sign(str(fork), SigningKey.from_pem(key.read_bytes(), name=root.log.name)))
+    shown = post(f"{outside.address}/add-checkpoint", bytes(AddCheckpoint(0, (), signed)), most=9_999)
+    assert shown[0] == 200  # the witness saw another log of the same size before
+    for _ in range(3):
+        with pytest.raises(ConflictError, match="has seen a log that this one"):
+            _bring(federation, outside)
+    bringing = Bringing(federation.coordinator.registry, [outside], every_s=1)
+    for _ in range(3):
+        bringing.bring_to_all()
+    assert len([record for record in caplog.records if "find out why" in record.getMessage()]) == 1
+    assert not audit(federation.public, witnesses=[outside.witness], quorum=1).holds
+
+
 @given(st.binary(max_size=300))
 def test_a_request_is_read_whole_or_refused(data: bytes) -> None:
     with suppress(MalformedError):
@@ -222,9 +265,9 @@ def test_a_serving_coordinator_brings_them_by_itself(federation: Federation, out
 def test_a_coordinator_that_the_witness_contradicts_says_so(federation: Federation, outside: OutsideWitness) -> None:
     federation.publish_base()
     assert _bring(federation, outside)
-    outside.size = 7  # the witness has seen more of it than there is
+    ahead = OutsideWitness(outside.witness, outside.address, size=7)  # it has seen more of it than there is
     with pytest.raises(ConflictError, match="rolled back"):
-        _bring(federation, outside)
+        _bring(federation, ahead)
 
 
 def test_a_witness_that_is_not_there_or_answers_nonsense_is_said(federation: Federation, witness: Running) -> None:
@@ -235,7 +278,8 @@ def test_a_witness_that_is_not_there_or_answers_nonsense_is_said(federation: Fed
     gone = OutsideWitness.parse(f"{witness.service.witness} http://127.0.0.1:9")
     with pytest.raises(UnavailableError, match="cannot be reached"):
         _bring(federation, gone)
-    for line in ("", "key", f"{witness.service.witness}", f"{witness.service.witness} ftp://w"):
+    for line in ("", "key", f"{witness.service.witness}", *(f"{witness.service.witness} {address}" for address in
+                 ("ftp://w", "http://[::1", "http://w:port", "http://"))):  # fmt: skip
         with pytest.raises(MalformedError):
             OutsideWitness.parse(line)
 
@@ -296,7 +340,8 @@ def test_a_revocation_that_a_coordinator_drops_is_flagged(
     ((receipt, taken),) = revocations.hand_over(owner.home, outside.witness, outside.address)
     assert revocations.hand_over(owner.home, outside.witness, outside.address) == [(receipt, taken)]  # no later time
     data = receipt.read_bytes()
-    known = {"witnesses": [outside.witness], "receipts": [data]}
+    known = {"witnesses": [outside.witness], "receipts": {"r": data}}
+    assert "r is owed from" in audit(federation.public, now=taken, **known).findings[5].found
     assert audit(federation.public, now=taken + GRACE, **known).holds
     failed = audit(federation.public, now=taken + GRACE + timedelta(seconds=2), **known).findings[-1]
     assert (failed.step, failed.holds) == (6, False)
@@ -332,7 +377,76 @@ def test_a_receipt_is_a_witnesss_own_and_for_a_revocation(
     changed = receipt.read_bytes().replace(b"future", b"futura")
     with pytest.raises(ConcordError):
         parse_receipt(changed, [outside.witness])
-    assert audit(federation.public, witnesses=[outside.witness], receipts=[changed]).findings[-1].step == 6
+    with pytest.raises(MalformedError, match="r is no receipt that counts here"):
+        audit(federation.public, witnesses=[outside.witness], receipts={"r": changed})
+
+
+def _revocation(federation: Federation, key: SigningKey, **fields: object) -> bytes:
+    """A revocation of the archive's consent that could be the log's next entry, by whatever key."""
+    history, root = federation.coordinator.registry.head(), federation.coordinator.registry.root
+    said = {
+        "federation": root.federation, "origin": root.origin, "party": "archive", "key_id": key.verifier.key_id,
+        "record_id": new_record_id(datetime.now(UTC)), "seq": history.parties["archive"].next_seq,
+        "prev": history.parties["archive"].head, "issued_at": format_time(datetime.now(UTC)),
+        "grant_id": next(iter(history.grants)), "effect": "future", "deadline_s": 0,
+    }  # fmt: skip
+    return sign_statement(ConsentRevoke.model_validate(said | fields), key)
+
+
+def _key(owner: Owner, kind: str) -> SigningKey:
+    file = owner.home.signing_key if kind == "owner" else owner.home.witness_key
+    return SigningKey.from_pem(file.read_bytes(), name=f"{FEDERATION}/{kind}/{owner.name}")
+
+
+def test_what_the_owner_did_not_say_is_held_against_nobody(
+    federation: Federation, outside: OutsideWitness, witness: Running
+) -> None:
+    """Anybody may have anything witnessed; whose word it is, the log says."""
+    federation.publish_base()
+    owner = federation.enrol("archive")
+    owner.consent()
+    stranger = SigningKey.generate(f"{FEDERATION}/owner/archive")
+    late = datetime.now(UTC) + 2 * GRACE
+
+    def judged(note: bytes) -> list[Finding]:
+        status, _, receipt = post(f"{witness.address}/add-revocation", note, most=9_999)
+        assert status == 200
+        return audit(federation.public, now=late, witnesses=[outside.witness], receipts={"r": receipt}).findings
+
+    nobody = SigningKey.generate("somebody.else")
+    for key in (stranger, nobody):
+        with pytest.raises(MalformedError, match="r is no receipt that counts here: archive did not sign"):
+            judged(_revocation(federation, key))
+    own = _key(owner, "owner")
+    assert "is not in the log, although" in judged(_revocation(federation, own))[-1].found
+    followed = judged(_revocation(federation, own, seq=9))
+    assert "r is not owed: statement 9 of archive" in followed[5].found
+    assert followed[-1].holds
+    forged = _revocation(federation, own).replace(b'"future"', b'"futura"')
+    assert post(f"{witness.address}/add-revocation", forged, most=9_999)[0] == 400
+
+
+def test_an_owners_own_witness_is_none_for_its_own_word(federation: Federation) -> None:
+    federation.publish_base()
+    archive, hospital = federation.enrol("archive"), federation.enrol("hospital")
+    archive.consent()
+    note = Note.parse(_revocation(federation, _key(archive, "owner")))
+    late = datetime.now(UTC) + 2 * GRACE
+    lines = [cosign(note.text, _key(each, "witness"), at=datetime.now(UTC)) for each in (archive, hospital)]
+    own, other = (bytes(Note(note.text, (*note.signatures, line))) for line in lines)
+    with pytest.raises(MalformedError, match="no witness that is trusted here took"):
+        audit(federation.public, now=late, receipts={"r": own})
+    assert "is not in the log, although" in audit(federation.public, now=late, receipts={"r": other}).findings[-1].found
+
+
+def test_a_file_that_is_no_receipt_is_said_by_name(federation: Federation, tmp_path: Path) -> None:
+    federation.publish_base()
+    (tmp_path / "no.note").write_bytes(b"nothing")
+    for path in (tmp_path / "no.note", tmp_path / "absent", tmp_path):
+        refused = concord("audit", "verify", federation.public, "--receipt", path)
+        assert refused.returncode == 1
+        assert str(path) in "".join(refused.stderr.split())
+        assert "FAILED" not in refused.stderr
 
 
 # The command

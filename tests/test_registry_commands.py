@@ -11,7 +11,7 @@ from common.errors import ConcordError, NotFoundError, NotPermittedError
 from common.trust.statements import CertRevoke
 from common.trust.tables import tables_of
 from tests.commands import concord
-from tests.federation import Federation
+from tests.federation import FEDERATION, Federation
 from tests.trust.telling import Telling
 
 
@@ -31,6 +31,50 @@ def test_revoked_certificates_end_at_the_next_call_of_an_open_connection(consort
         owner.consent()
     consortium.enrol("archive")  # an invitation and the logged signing key let it back
     assert owner.consent().seq == 1
+
+
+def test_what_is_revoked_is_seen_and_said_when_it_is_revoked_again(consortium: Federation) -> None:
+    home = consortium.coordinator.home.path
+    consortium.enrol("archive")
+    consortium.enrol("hospital")
+    for reason, why in (("two\nlines", "reason"), ("x" * 5000, "reason")):
+        refused = concord("coordinator", "revoke", "archive", "--reason", reason, "--home", home)
+        assert refused.returncode == 1
+        assert why in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert concord("coordinator", "revoke", "archive", "--home", home).returncode == 0
+    size = consortium.coordinator.registry.head().size
+    again = concord("coordinator", "revoke", "archive", "--home", home)
+    assert (again.returncode, "revoked already" in again.stderr) == (1, True)
+    assert consortium.coordinator.registry.head().size == size
+    said = json.loads(concord("coordinator", "registry", "--home", home, "--json").stdout.splitlines()[-1])
+    assert [row["certificate"].split(",")[0] for row in said["owners"]] == ["revoked", "good"]
+    status = json.loads(concord("coordinator", "status", "--home", home, "--json").stdout.splitlines()[-1])
+    assert status["certificates_revoked"] == ["archive"]
+
+
+def test_a_registry_wider_than_the_screen_is_read_line_by_line(consortium: Federation) -> None:
+    consortium.enrol("hospital").consent()
+    shown = concord("coordinator", "registry", "--home", consortium.coordinator.home.path, COLUMNS="60")
+    assert "entry 2: owner hospital, state in force, covers line main" in shown.stdout
+
+
+def test_a_release_with_nothing_new_is_said_to_stand(consortium: Federation) -> None:
+    consortium.enrol("archive").take_part(seed=0)
+    made, stands = (concord("coordinator", "release", "--home", consortium.coordinator.home.path, "--json")
+                    for _ in range(2))  # fmt: skip
+    assert json.loads(made.stdout.splitlines()[-1])["is_new"]
+    assert not json.loads(stands.stdout.splitlines()[-1])["is_new"]
+    assert "nothing came since release-1" in stands.stdout
+    assert "published" not in stands.stdout
+
+
+def test_settings_of_another_log_are_refused(consortium: Federation) -> None:
+    settings = consortium.coordinator.home.settings_file
+    settings.write_text(settings.read_text().replace(f'"{FEDERATION}"', '"another.example"'))
+    refused = concord("coordinator", "status", "--home", consortium.coordinator.home.path)
+    assert refused.returncode == 1
+    assert "named once and for all" in " ".join(refused.stderr.split())
 
 
 def test_another_owner_feels_nothing(consortium: Federation) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.audit import audit
+from common.errors import ConsentError
 from common.files import exclusive
 from common.trust.manifest import Manifest
 from common.trust.statements import ReleaseWithdraw
@@ -69,10 +70,11 @@ def test_shards_that_a_later_release_shares_stay(released: Federation) -> None:
     shared = files_of(second.directory)
     first = files_of(released.public / "releases" / "release-1")
     assert shared & first
-    released.owner("archive").take_part(seed=7)  # a new consent, of which the first release holds nothing
-    take_back(released.owner("archive"))
+    take_back(released.owner("archive"))  # what it revoked for the future alone, it may still have back
     withdrawal.carry_out(released.coordinator, in_background=False)
-    assert (released.public / "releases" / "release-1").exists()  # its consent was revoked for the future alone
+    assert not (released.public / "releases" / "release-1").exists()
+    assert second.directory.exists()
+    assert shared <= objects(released)
     take_back(released.owner("hospital"))
     withdrawal.carry_out(released.coordinator, in_background=False)
     assert not (released.public / "releases").is_dir() or not list((released.public / "releases").iterdir())
@@ -82,6 +84,18 @@ def test_shards_that_a_later_release_shares_stay(released: Federation) -> None:
         for file in contribution.files.values()
     }
     assert audit(released.public, now=TOMORROW).holds
+
+
+def test_what_was_asked_for_once_is_asked_for_no_more(released: Federation) -> None:
+    owner = released.owner("archive")
+    owner.opt_out()
+    with pytest.raises(ConsentError, match="none is in force"):
+        owner.opt_out()
+    take_back(owner)
+    with pytest.raises(ConsentError, match="was not asked for before"):
+        take_back(owner)
+    history = released.coordinator.registry.head()
+    assert [cause.party for cause in history.taking_back.values()] == ["archive"]
 
 
 def test_an_audit_says_what_is_still_there_after_its_time(released: Federation, tmp_path: Path) -> None:

@@ -126,6 +126,10 @@ class History:
         assert None not in grants, "asked of entries that a rule found to be consents"
         return [grant for grant in grants if grant is not None]
 
+    def is_taken_back(self, grant_id: str) -> bool:
+        """Whether a revocation of this consent asks to withdraw what is published."""
+        return any(cause.grant_id == grant_id for cause in self.taking_back.values())
+
     def add_grant(self, grant: Grant) -> None:
         """Take in a consent, the latest one."""
         self.grants[grant.record_id] = grant
@@ -215,7 +219,8 @@ def _(statement: ConsentGrant, history: History) -> None:
 @_apply.register
 def _(statement: ConsentRevoke, history: History) -> None:
     grant = history.grants[statement.grant_id]
-    history.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=history.size)
+    if grant.revoked_index is None:
+        history.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=history.size)
     history.contributions.pop(statement.grant_id, None)
     if statement.effect == "withdraw_published":
         history.taking_back[history.size] = TakingBack(statement.party, statement.grant_id, statement.deadline)

@@ -2,7 +2,8 @@
 
 It answers a coordinator that drops a revocation: whoever holds it can show that this was said, and by when. The time is
 the witness's; the signature is over the statement's text as over a checkpoint's (C2SP tlog-cosignature), and no
-statement reads as a checkpoint.
+statement reads as a checkpoint. A witness signs what is brought to it; whether the owner said it is seen from the log,
+and an owner's own witness is no witness of what that owner said.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from common.errors import MalformedError, VerificationError
+from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotFoundError, VerificationError
 from common.trust.cosignature import Witness, cosigned
+from common.trust.history import History
 from common.trust.note import Note
+from common.trust.rules import owner_key_name
 from common.trust.statements import MAX_STATEMENT_BYTES, ConsentRevoke, OwnerKeyRevoke, Statement, parse_note
 
 GRACE: Final = timedelta(hours=24)
@@ -53,13 +56,48 @@ def parse_receipt(data: bytes, witnesses: Sequence[Witness]) -> Receipt:
     return Receipt(note, statement, taken)
 
 
-def dropped(receipts: Iterable[Receipt], logged: set[str], *, at: datetime) -> list[Receipt]:
-    """Receipts of revocations whose digest is not among those `logged`, although they had to be by then."""
-    return [
-        receipt
-        for receipt in receipts
-        if receipt.statement.digest not in logged and min(receipt.taken.values()) + GRACE < at
-    ]
+def parse_receipt_of_owner(data: bytes, witnesses: Sequence[Witness], history: History) -> Receipt:
+    """A receipt that counts against the log: by a witness other than the owner's own."""
+    _, statement = parse_revocation(data)
+    party = history.parties.get(statement.party)
+    own = None if party is None or party.witness is None else party.witness.public_key
+    return parse_receipt(data, [witness for witness in witnesses if witness.public_key != own])
+
+
+def logged_texts(receipts: Iterable[Receipt], entries: Iterable[bytes]) -> set[str]:
+    """Which of the receipts' statements are among the log's entries, by their text."""
+    wanted = {receipt.note.text.encode() for receipt in receipts}
+    found = {text for entry in entries if (text := entry[: entry.rindex(b"\n\n") + 1]) in wanted}
+    return {text.decode() for text in found}
+
+
+def why_not_owed(receipt: Receipt, history: History) -> str | None:
+    """Why the log, which does not hold this revocation, could not take it either; None where it could: it is owed.
+
+    Raises:
+        MalformedError: this owner did not sign it.
+    """
+    said = receipt.statement
+    party = history.parties.get(said.party)
+    if party is not None and said.key_id in party.revoked_key_ids:
+        return f"{said.party} has revoked key {said.key_id} since"
+    own = owner_key_name(said.federation, said.party)
+    signatures = tuple(each for each in receipt.note.signatures if each.name == own)
+    if not signatures:
+        raise MalformedError(f"{said.party} did not sign this {said.type}")
+    note = Note(receipt.note.text, signatures)
+    try:
+        history.check_parsed(note, said)
+    except (ConflictError, ConsentError, NotFoundError) as error:
+        return str(error)
+    except ConcordError as error:
+        raise MalformedError(f"{said.party} did not sign this {said.type}: {error}") from error
+    return None
+
+
+def is_overdue(receipt: Receipt, *, at: datetime) -> bool:
+    """Whether the log had to hold it by then."""
+    return min(receipt.taken.values()) + GRACE < at
 
 
 MAX_RECEIPT_BYTES: Final = 2 * MAX_STATEMENT_BYTES

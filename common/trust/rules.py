@@ -100,7 +100,10 @@ def _(statement: ConsentGrant, history: "History") -> None:
 @check.register(ConsentRevoke)
 def _(statement: ConsentRevoke, history: "History") -> None:
     grant = _own_grant(history, statement.grant_id, party=statement.party)
-    if grant.revoked_index is not None:
+    if grant.revoked_index is None:
+        return
+    # Whoever revoked for the future may still ask to have back what is published; no more can be asked than that.
+    if statement.effect == "future" or history.is_taken_back(statement.grant_id):
         raise ConflictError(f"consent {statement.grant_id} was revoked by entry {grant.revoked_index} already")
 
 

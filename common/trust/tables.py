@@ -1,8 +1,9 @@
 """The state of the registry as tables for people: owners, consents, releases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 from common.trust.history import History
 from common.trust.rules import is_in_force
@@ -19,12 +20,19 @@ class RegistryTable:
     rows: Sequence[Sequence[str]]
 
 
-def tables_of(history: History, *, at: datetime) -> list[RegistryTable]:
-    """Who has joined, what is or was agreed to, and what was released, as of that time."""
+def tables_of(
+    history: History, *, at: datetime, certificates: Mapping[str, str] = MappingProxyType({})
+) -> list[RegistryTable]:
+    """Who has joined, what is or was agreed to, and what was released, as of that time.
+
+    Of `certificates` the log says nothing; whoever issues them knows what each owner has.
+    """
     owners = [party for party in history.parties if party != COORDINATOR]
     return [
         RegistryTable(
-            "owners", ("owner", "keys", "witness", "statements"), [_owner(history, party) for party in owners]
+            "owners",
+            ("owner", "keys", "witness", "statements", "certificate"),
+            [(*_owner(history, party), certificates.get(party, "")) for party in owners],
         ),
         RegistryTable(
             "consents",

@@ -61,6 +61,20 @@ def test_a_revocation_for_the_future_takes_nothing_back(contributed: Telling) ->
     refused(contributed, NotPermittedError, "entry 5 is no revocation that asks", lambda: withdraws(contributed, 5))
 
 
+def test_what_was_revoked_for_the_future_may_be_taken_back_once(contributed: Telling) -> None:
+    contributed.releases()
+    grant_id = next(iter(contributed.history.grants))
+    contributed.revokes("archive", grant_id)
+    contributed.revokes("archive", grant_id, **TAKEN_BACK)
+    assert contributed.history.grants[grant_id].revoked_index == 5
+    assert [(r.statement.release, cause) for r, cause in withdrawals_due(contributed.history)] == [("release-1", 6)]
+    for again in ({}, TAKEN_BACK):
+        act = lambda again=again: contributed.revokes("archive", grant_id, **again)  # noqa: E731
+        refused(contributed, ConflictError, "was revoked by entry 5 already", act)
+    withdraws(contributed, 6)
+    assert check_revocations(check_history(ROOT, contributed.entries), at=datetime.max.replace(tzinfo=UTC)) == 1
+
+
 def test_an_owner_withdraws_no_release(taken: Telling) -> None:
     act = lambda: taken.says("archive", "release.withdraw", release="release-1", cause_index=5)  # noqa: E731
     refused(taken, NotPermittedError, "only the coordinator may say", act)
