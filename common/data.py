@@ -344,7 +344,7 @@ class PackedText:
             )
         self._documents = [np.array([eos_token_id, *tokens], np.int32) for tokens in documents]
         self._eos_token_id = eos_token_id
-        self._sequence_length, self._seed = sequence_length, seed
+        self.sequence_length, self._seed = sequence_length, seed
         self.num_tokens = num_tokens
         self.num_sequences = num_tokens // sequence_length
         self._epoch = -1
@@ -357,8 +357,8 @@ class PackedText:
         epoch, position = divmod(index, self.num_sequences)
         if epoch != self._epoch:
             self._lay_out(epoch)
-        start = int(self._order[position]) * self._sequence_length
-        end = start + self._sequence_length
+        start = int(self._order[position]) * self.sequence_length
+        end = start + self.sequence_length
         return self._tokens[start : end + 1], self._ids[start:end]
 
     def _lay_out(self, epoch: int) -> None:

@@ -10,17 +10,18 @@ Shapes: B batch, T sequence.
 """
 
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from common import tokenizer, training
-from common.data import Batch, MixtureState, PackedText, batches, read_split, set_unseen_aside
+from common.data import Batch, Document, MixtureState, PackedText, batches, read_split, set_unseen_aside
 from common.errors import MalformedError
 from common.job import StopSignal
 from common.loss import LossFunction, language_loss
@@ -43,6 +44,11 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     """Share of the public documents, by their hash, that is left out, for what compares the model with experts."""
     annealing: Path | None = None
     """Likewise the text of the `anneal_steps`, as a rule a better part of the public one; by default the same text."""
+    long_steps: int = Field(default=0, ge=0)
+    """How many of `steps`, the last ones, read sequences of `long_sequence_length`, as many tokens a batch. Short ones
+    teach the next token sooner, long ones what kind of text it is, which routers need."""
+    long_sequence_length: int | None = Field(default=None, ge=2)
+    """A multiple of `sequence_length` that divides a batch."""
     vocab_size: int = Field(ge=tokenizer.MIN_VOCAB_SIZE)
     hidden_size: int
     intermediate_size: int
@@ -58,6 +64,20 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     router_sequences: int = Field(default=256, ge=1)
     """How many public sequences the router row is measured on."""
 
+    @model_validator(mode="after")
+    def _can_be_long(self) -> Self:
+        if (self.long_steps > 0) != (self.long_sequence_length is not None) or self.long_steps > self.steps:
+            raise ValueError("long_steps are some of the steps and need a long_sequence_length: give both or neither")
+        tokens = self.batch_size * self.sequence_length
+        if tokens % self.longest_sequence or self.longest_sequence % self.sequence_length:
+            raise ValueError("long_sequence_length must be a multiple of sequence_length and divide a batch's tokens")
+        return self
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that is read."""
+        return self.long_sequence_length or self.sequence_length
+
     def model_config_for(self, eos_token_id: int) -> ModelConfig:
         """The model that these sizes describe. Raises ValueError when they do not fit together."""
         return ModelConfig(
@@ -67,7 +87,7 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
             num_key_value_heads=self.num_key_value_heads or self.num_attention_heads,
-            max_position_embeddings=self.sequence_length,
+            max_position_embeddings=self.longest_sequence,
             rope_theta=self.rope_theta,
             eos_token_id=eos_token_id,
         )
@@ -90,8 +110,8 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
     if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = tokenizer.train(documents, vocab_size=config.vocab_size)
-    text = training.packed(documents, tokens, config, name=str(config.public))
-    last = None if annealing is None else training.packed(annealing, tokens, config, name=str(config.annealing))
+    stages = _stages(config, tokens, documents, annealing)
+    text = stages[-1].text if config.annealing is None else _packed(config, tokens, documents, config.longest_sequence)
     model = CausalLM(_sizes(config, tokens), seed=config.seed).to(config.device)
     trained, loss = _objective(model, text, config)
     trainer = Trainer(
@@ -103,7 +123,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         report=training.reporter("pretrain"),
         stop=stop,
     )
-    result = trainer.train(partial(_stages, text, last, config))
+    result = trainer.train(partial(_batches_of, stages))
     record = {"fingerprint": fingerprint, "public_tokens": text.num_tokens, **asdict(result)}
     record["config"] = config.model_dump(mode="json")
     training.publish(
@@ -130,24 +150,49 @@ def _objective(model: CausalLM, text: PackedText, config: PretrainJob) -> tuple[
     return with_heads, topic_loss(language, with_heads, space.to(config.device), weight=config.topic_weight)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """So many batches of a text."""
+
+    text: PackedText
+    num_batches: int
+    batch_size: int
+
+
 def _stages(
-    text: PackedText, last: PackedText | None, config: PretrainJob, state: MixtureState | None = None
-) -> Iterator[tuple[Batch, MixtureState]]:
-    """Batches of `text` up to annealing, and of `last` from there on, if there is one."""
-    main, annealed = state.consumed if state else (0, 0)
-    if last is None:
-        for batch, after in _batches(text, config, main):
-            yield batch, MixtureState((*after.consumed, annealed))
-        return
-    before = (config.steps - config.anneal_steps) * config.batch_size
-    for batch, after in islice(_batches(text, config, main), (before - main) // config.batch_size):
-        yield batch, MixtureState((*after.consumed, annealed))
-    for batch, after in _batches(last, config, annealed):
-        yield batch, MixtureState((before, *after.consumed))
+    config: PretrainJob, tokens: Tokenizer, documents: Sequence[Document], annealing: Sequence[Document] | None
+) -> list[_Stage]:
+    """What is read when: the last steps may be another text, or longer sequences, or both."""
+    annealed_from = config.steps - (config.anneal_steps if annealing is not None else 0)
+    long_from = config.steps - config.long_steps
+    begins = sorted({0, annealed_from, long_from} - {config.steps})
+    stages = []
+    for begin, end in zip(begins, [*begins[1:], config.steps], strict=True):
+        length = config.longest_sequence if begin >= long_from else config.sequence_length
+        read = annealing if annealing is not None and begin >= annealed_from else documents
+        text = _packed(config, tokens, read, length)
+        stages.append(_Stage(text, end - begin, config.batch_size * config.sequence_length // length))
+    return stages
 
 
-def _batches(text: PackedText, config: PretrainJob, consumed: int = 0) -> Iterator[tuple[Batch, MixtureState]]:
-    return batches([text], shares=[1.0], batch_size=config.batch_size, state=MixtureState((consumed,)))
+def _packed(config: PretrainJob, tokens: Tokenizer, documents: Sequence[Document], length: int) -> PackedText:
+    return training.packed(
+        documents, tokens, config.model_copy(update={"sequence_length": length}), name=str(config.public)
+    )
+
+
+def _batches_of(stages: Sequence[_Stage], state: MixtureState | None = None) -> Iterator[tuple[Batch, MixtureState]]:
+    """Batches of all stages in turn. The state counts the sequences that were read in each."""
+    consumed = list(state.consumed) if state else [0] * len(stages)
+    for index, stage in enumerate(stages):
+        left = stage.num_batches - consumed[index] // stage.batch_size
+        for batch, after in islice(_batches(stage.text, stage.batch_size, consumed[index]), left):
+            consumed[index] = after.consumed[0]
+            yield batch, MixtureState(tuple(consumed))
+
+
+def _batches(text: PackedText, batch_size: int, consumed: int = 0) -> Iterator[tuple[Batch, MixtureState]]:
+    return batches([text], shares=[1.0], batch_size=batch_size, state=MixtureState((consumed,)))
 
 
 def _write(
@@ -158,8 +203,9 @@ def _write(
     record: dict[str, object],
     directory: Path,
 ) -> None:
+    batch_size = config.batch_size * config.sequence_length // config.longest_sequence
     count = -(-config.router_sequences // config.batch_size)
-    sample = (batch for batch, _ in islice(_batches(text, config), count))
+    sample = (batch for batch, _ in islice(_batches(text, batch_size), count))
     public_router(measure(model, sample, device=config.device)).save(directory)
     tokens.save(directory)
     hf.save(model, directory)

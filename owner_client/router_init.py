@@ -19,13 +19,16 @@ from torch import Tensor
 
 from common.data import Batch, PackedText, batches
 from common.model import partition
-from common.model.router_rows import Moments, PublicRouter, log_ratio_row, mean_row, measure
+from common.model.router_rows import Moments, PublicRouter, log_ratio_row, logistic_row, mean_row, measure
 from common.model.transformer import CausalLM
 
-RouterStart = Literal["ratio", "mean", "random", "embedder"]
+RouterStart = Literal["ratio", "logistic", "mean", "random", "embedder"]
 
 MakeRow = Callable[[Moments, Moments, Tensor, Tensor], Tensor]
 """From moments of own and of public text, the public row and the bias direction of a layer to the owner's row, [D]."""
+
+_KEPT_STATES: Final = 32_768
+"""Hidden states of each text that rows are fitted to, at most."""
 
 _RANDOM_STD: Final = 0.02
 """Of the rows that start at random, as every other parameter of the model does."""
@@ -44,6 +47,8 @@ def row_maker(start: RouterStart, *, prior: float, seed: int, embedded_differenc
     """
     if start == "ratio":
         return lambda own, public, row_D, direction_D: log_ratio_row(own, public, row_D, direction_D, prior=prior)
+    if start == "logistic":
+        return lambda own, public, row_D, direction_D: logistic_row(own, public, row_D, direction_D, prior=prior)
     if start == "mean":
         return lambda own, public, row_D, direction_D: mean_row(own, public, row_D)
     if start == "random":
@@ -81,8 +86,15 @@ def initialise_routers(
         batch_size: How many at a time.
         device: Where both models are.
     """
-    own_moments = measure(public_model, _sample(own, num_sequences, batch_size), device=device)
-    public_moments = measure(public_model, _sample(public, num_sequences, batch_size), device=device)
+    own_moments, public_moments = (
+        measure(
+            public_model,
+            _sample(text, num_sequences, batch_size),
+            device=device,
+            keep_every=-(-min(num_sequences, text.num_sequences) * text.sequence_length // _KEPT_STATES),
+        )
+        for text in (own, public)
+    )
     for layer, gate in enumerate(model.routers):
         row_D, direction_D = router.rows[layer].to(device), router.bias_directions[layer].to(device)
         gate.add_bias(partition.OWNED_EXPERT, direction_D)

@@ -10,7 +10,7 @@ Shapes: N tokens, D hidden_size, L layers.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -34,6 +34,13 @@ RATIO_RIDGE: Final = 0.03
 """Likewise for a log density ratio. More than its fit asks for: in a release a row sees hidden states that experts of
 other owners made, and one that leans on directions of little variance takes those for its own."""
 
+LOGISTIC_PENALTY: Final = 1e-3
+"""Likewise for a fitted ratio: on the square of its weights, in units of the mean variance of a coordinate."""
+
+_NEWTON_STEPS: Final = 12
+_LEAST_CURVATURE: Final = 1e-4
+"""Of a token that is told apart already: a step that is too long overshoots."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -46,6 +53,8 @@ class Moments:
     mean_D: Tensor
     second_DD: Tensor
     within_DD: Tensor
+    sample_ND: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """Some of the hidden states themselves, as evenly spread as can be; none unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +91,23 @@ class PublicRouter:
 
 
 @torch.inference_mode()
-def measure(model: CausalLM, batches: Iterable[Batch], *, device: torch.device | str) -> tuple[Moments, ...]:
+def measure(
+    model: CausalLM, batches: Iterable[Batch], *, device: torch.device | str, keep_every: int = 0
+) -> tuple[Moments, ...]:
     """Moments of what each layer's feed-forward sees over `batches`, one a layer.
+
+    Args:
+        model: Dense.
+        batches: What it reads.
+        device: Where it is.
+        keep_every: One hidden state in so many is kept as it is; none at 0.
 
     Raises:
         ValueError: there are no batches.
     """
     num_tokens = num_stretches = 0
     totals: list[list[Tensor]] = []
+    kept: list[list[Tensor]] = [[] for _ in range(model.config.num_hidden_layers)]
     for batch in batches:
         input_ids_BT = torch.from_numpy(batch.input_ids_BT).to(device)
         document_ids_BT = torch.from_numpy(batch.document_ids_BT).to(device)
@@ -99,12 +117,22 @@ def measure(model: CausalLM, batches: Iterable[Batch], *, device: torch.device |
         totals = (
             [[a + b for a, b in zip(*both, strict=True)] for both in zip(totals, sums, strict=True)] if totals else sums
         )
+        for states, x_BTD in zip(kept, inputs, strict=True):
+            states.append(_thinned(x_BTD.flatten(0, 1), keep_every, begin=num_tokens))
         num_tokens += len(stretches_N)
         num_stretches += int(stretches_N[-1]) + 1
     if not num_tokens:
         raise ValueError("no batches to measure")
     free = max(1, num_tokens - num_stretches)
-    return tuple(Moments(first / num_tokens, second / num_tokens, within / free) for first, second, within in totals)
+    return tuple(
+        Moments(first / num_tokens, second / num_tokens, within / free, torch.cat(states))
+        for (first, second, within), states in zip(totals, kept, strict=True)
+    )
+
+
+def _thinned(x_ND: Tensor, keep_every: int, *, begin: int) -> Tensor:
+    """One row in `keep_every`, counted over all batches, as float32; no row at 0."""
+    return x_ND[-begin % keep_every :: keep_every].float().clone() if keep_every else x_ND[:0].float()
 
 
 def _sums(x_ND: Tensor, stretches_N: Tensor) -> list[Tensor]:
@@ -139,6 +167,48 @@ def log_ratio_row(
     w_D = _solve((own.within_DD + public.within_DD) / 2, own.mean_D - public.mean_D, ridge=ridge)
     constant = math.log(prior / (1 - prior)) - 0.5 * torch.dot(own.mean_D + public.mean_D, w_D)
     return (router_row_D.double() + w_D + constant * bias_direction_D.double()).float()
+
+
+def logistic_row(
+    own: Moments,
+    public: Moments,
+    router_row_D: Tensor,
+    bias_direction_D: Tensor,
+    *,
+    prior: float = 0.5,
+    penalty: float = LOGISTIC_PENALTY,
+) -> Tensor:
+    """As `log_ratio_row`, but the ratio is fitted, by logistic regression on hidden states of both texts.
+
+    Nothing is taken to be Gaussian, so the ratio is as sure as it is right: a token's context is the same for many
+    tokens, and a density counts each of them. Both texts weigh the same, whatever there is of each. The constant needs
+    no column of its own, since the bias direction is one of x's.
+
+    Raises:
+        ValueError: hidden states were not kept of both texts.
+    """
+    if not len(own.sample_ND) or not len(public.sample_ND):
+        raise ValueError("a logistic row needs hidden states of both texts; measure with keep_every")
+    x_ND = torch.cat([own.sample_ND, public.sample_ND]).double()
+    is_own_N = torch.zeros(len(x_ND), dtype=torch.float64, device=x_ND.device)
+    is_own_N[: len(own.sample_ND)] = 1
+    weights_N = torch.where(is_own_N == 1, 0.5 / len(own.sample_ND), 0.5 / len(public.sample_ND)).double()
+    w_D = _logistic(x_ND, is_own_N, weights_N, penalty=penalty)
+    return (router_row_D.double() + w_D + math.log(prior / (1 - prior)) * bias_direction_D.double()).float()
+
+
+def _logistic(x_ND: Tensor, is_one_N: Tensor, weights_N: Tensor, *, penalty: float) -> Tensor:
+    """The w that minimises weighted log loss of sigmoid(w.x) plus `penalty` times |w|^2 of unit variance, by Newton."""
+    scale = ((x_ND - x_ND.mean(dim=0)).square().mean()).item()
+    penalty_DD = penalty * scale * torch.eye(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
+    w_D = x_ND.new_zeros(x_ND.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        p_N = torch.sigmoid(x_ND @ w_D)
+        gradient_D = x_ND.T @ (weights_N * (p_N - is_one_N)) + penalty_DD @ w_D
+        curvature_N = weights_N * (p_N * (1 - p_N)).clamp(min=_LEAST_CURVATURE)
+        step_D = torch.linalg.solve((x_ND * curvature_N.unsqueeze(1)).T @ x_ND + penalty_DD, gradient_D)
+        w_D = w_D - step_D
+    return w_D
 
 
 def mean_row(own: Moments, public: Moments, router_row_D: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from common.errors import JobFailedError, MalformedError
 from common.job import StopSignal
 from common.loss import TensorBatch
 from common.model import hf, partition
-from common.model.router_rows import RATIO_RIDGE, Moments, PublicRouter, log_ratio_row, measure
+from common.model.router_rows import RATIO_RIDGE, Moments, PublicRouter, log_ratio_row, logistic_row, measure
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
 from owner_client import router_init, train
@@ -229,6 +231,58 @@ def test_a_row_reads_how_documents_differ_and_not_how_tokens_do() -> None:
     public = Moments(zero_D, tokens_DD + documents_DD, tokens_DD)
     row_D = log_ratio_row(own, public, torch.zeros(2), torch.zeros(2), ridge=1e-9)
     torch.testing.assert_close(row_D, torch.tensor([0.25, 1.0]), atol=1e-5, rtol=0)
+
+
+def _sampled(mean_D: Tensor, factor_DD: Tensor, *, count: int, seed: int) -> Moments:
+    """A kind of text whose hidden states are Gaussian around a mean; the last coordinate is 1."""
+    draws_ND = torch.randn(count, len(mean_D), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x_ND = torch.cat([mean_D + draws_ND @ factor_DD.T, torch.ones(count, 1, dtype=torch.float64)], dim=1)
+    moments = _gaussian(x_ND.mean(dim=0), torch.eye(len(mean_D) + 1, dtype=torch.float64))
+    return replace(moments, sample_ND=x_ND.float())
+
+
+def test_a_fitted_ratio_is_the_log_density_ratio_whatever_there_is_of_each_text() -> None:
+    """Against the two densities, from four times as much public text as own; the prior moves the constant alone."""
+    factor_DD = torch.tensor([[1.0, 0.0], [0.5, 0.7]], dtype=torch.float64)
+    means = [torch.tensor(m, dtype=torch.float64) for m in ([0.8, -0.3], [-0.2, 0.4])]
+    own, public = (
+        _sampled(m, factor_DD, count=n, seed=i) for i, (m, n) in enumerate(zip(means, (20_000, 80_000), strict=True))
+    )
+    constant_D = torch.tensor([0.0, 0.0, 1.0])
+    row_D = logistic_row(own, public, torch.zeros(3), constant_D, penalty=1e-9)
+    gaussians = [torch.distributions.MultivariateNormal(m, factor_DD @ factor_DD.T) for m in means]
+    x_ND = own.sample_ND[:200].double()
+    expected_N = gaussians[0].log_prob(x_ND[:, :2]) - gaussians[1].log_prob(x_ND[:, :2])
+    assert ((x_ND @ row_D.double() - expected_N).abs().mean() / expected_N.abs().mean()).item() < 0.05
+    shifted_D = logistic_row(own, public, torch.zeros(3), constant_D, penalty=1e-9, prior=0.2)
+    torch.testing.assert_close(shifted_D - row_D, math.log(0.25) * constant_D)
+
+
+def test_a_fitted_ratio_of_texts_that_never_meet_stays_finite() -> None:
+    own, public = (
+        _sampled(torch.full((2,), m).double(), 0.01 * torch.eye(2).double(), count=500, seed=0) for m in (9.0, -9.0)
+    )
+    row_D = logistic_row(own, public, torch.zeros(3), torch.zeros(3))
+    assert torch.isfinite(row_D).all()
+    assert bool((own.sample_ND @ row_D > 2).all())
+    assert bool((public.sample_ND @ row_D < -2).all())
+
+
+def test_a_fitted_ratio_needs_hidden_states() -> None:
+    moments = _gaussian(torch.zeros(3).double(), torch.eye(3).double())
+    with pytest.raises(ValueError, match="keep_every"):
+        logistic_row(moments, moments, torch.zeros(3), torch.zeros(3))
+
+
+def test_hidden_states_are_kept_evenly_over_batches(base: Path, text: Path) -> None:
+    model, packed = hf.load(base), _packed(base, text / "public")
+    read = [batch for batch, _ in islice(batches([packed], shares=[1.0], batch_size=1), 4)]
+    kept = measure(model, read, device="cpu", keep_every=7)
+    whole = measure(model, read, device="cpu", keep_every=1)
+    for few, all_ in zip(kept, whole, strict=True):
+        assert len(all_.sample_ND) == 4 * 32
+        torch.testing.assert_close(few.sample_ND, all_.sample_ND[::7])
+        torch.testing.assert_close(all_.sample_ND.double().mean(dim=0), all_.mean_D)
 
 
 def _moments(model: CausalLM, packed: PackedText, batch_size: int) -> tuple[Moments, ...]:

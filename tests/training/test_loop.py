@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from small_jobs import StartJob, expert_config, pretrain_config
+from torch import Tensor
 
-from common import training
+from common import tokenizer, training
+from common.data import read_split
 from common.errors import ConflictError, JobFailedError, MalformedError
 from common.job import EXIT_STOPPED, StoppedError, StopSignal
 from common.loss import TensorBatch, language_loss
@@ -60,6 +62,21 @@ def test_annealing_goes_on_from_the_cosine_straight_to_zero() -> None:
     assert rates[120] == 0
 
 
+def _pretrained(config: dict[str, object], patch: pytest.MonkeyPatch, *, stop_after: int) -> dict[str, Tensor]:
+    """The weights of a run that was asked to stop after so many steps, and went on."""
+    stop = StopSignal()
+
+    def report(progress: training.Progress) -> None:
+        stop.requested = progress.step == stop_after - 1
+
+    with patch.context() as patched:
+        patched.setattr(training, "reporter", lambda task: report)
+        with pytest.raises(StoppedError, match=f"after step {stop_after} of 20"):
+            pretrain.run(pretrain.PretrainJob.model_validate({**config, "progress_every_s": 0.0}), stop)
+    pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
+    return load_file(Path(str(config["output"])) / "model.safetensors")
+
+
 def test_annealing_reads_its_own_text_and_resumes_with_the_same_bits(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,19 +88,59 @@ def test_annealing_reads_its_own_text_and_resumes_with_the_same_bits(
         pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
         results[name] = load_file(tmp_path / name / "model.safetensors")
     assert any(not torch.equal(results["same"][n], results["own"][n]) for n in results["own"])
-    config = pretrain_config(text, tmp_path / "again", **options, annealing=str(text / "own"), progress_every_s=0.0)
-    stop = StopSignal()
-
-    def report(progress: training.Progress) -> None:
-        stop.requested = progress.step == 14
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "reporter", lambda task: report)
-        with pytest.raises(StoppedError, match="after step 15 of 20"):
-            pretrain.run(pretrain.PretrainJob.model_validate(config), stop)
-    pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
-    again = load_file(tmp_path / "again" / "model.safetensors")
+    config = pretrain_config(text, tmp_path / "again", **options, annealing=str(text / "own"))
+    again = _pretrained(config, monkeypatch, stop_after=15)
     assert all(torch.equal(again[n], results["own"][n]) for n in again)
+
+
+@pytest.mark.parametrize("stop_after", [10, 17])
+def test_the_last_steps_read_longer_sequences_and_resume_with_the_same_bits(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """Stopped before and after it reads long sequences and another text; what it reads is as many tokens as ever."""
+    options = {"steps": 20, "long_steps": 8, "long_sequence_length": 64, "topic_weight": 0.3}
+    later = {"anneal_steps": 5, "final_learning_rate_share": 0.2, "annealing": str(text / "own")}
+    config = pretrain_config(text, tmp_path / "whole", **options, **later)
+    record = pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
+    assert record["tokens"] == 20 * 4 * 32
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["max_position_embeddings"] == 64
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    again = _pretrained({**config, "output": str(tmp_path / "again")}, monkeypatch, stop_after=stop_after)
+    assert all(torch.equal(again[n], whole[n]) for n in whole)
+
+
+def test_stages_read_what_they_say(text: Path, tmp_path: Path) -> None:
+    options = {"steps": 20, "long_steps": 8, "long_sequence_length": 64, "anneal_steps": 5}
+    config = pretrain.PretrainJob.model_validate(
+        pretrain_config(
+            text, tmp_path, **options, final_learning_rate_share=0.2, annealing=str(text / "own"), topic_weight=0.0
+        )
+    )
+    public, own = (read_split(text / name, "train") for name in ("public", "own"))
+    tokens = tokenizer.train(public, vocab_size=config.vocab_size)
+    shapes, sources = [], []
+    stages = pretrain._stages(config, tokens, public, own)
+    for batch, state in pretrain._batches_of(stages):
+        shapes.append(batch.input_ids_BT.shape)
+        sources.append(tuple(count > 0 for count in state.consumed))
+    assert shapes == [(4, 32)] * 12 + [(2, 64)] * 8
+    assert sources == [(True, False, False)] * 12 + [(True, True, False)] * 3 + [(True, True, True)] * 5
+    assert [stage.text.num_tokens for stage in stages[:2]] != [stage.text.num_tokens for stage in stages[1:]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"long_steps": 5},
+        {"long_sequence_length": 64},
+        {"long_steps": 5, "long_sequence_length": 48},
+        {"long_steps": 5, "long_sequence_length": 256},
+        {"long_steps": 1_000_000, "long_sequence_length": 64},
+    ],
+)
+def test_long_sequences_that_cannot_be_are_refused(text: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="long_sequence_length"):
+        pretrain.PretrainJob.model_validate(pretrain_config(text, tmp_path / "base", **change))
 
 
 @pytest.mark.parametrize("change", [{"anneal_steps": 30}, {"anneal_steps": 5, "final_learning_rate_share": 0.0}])

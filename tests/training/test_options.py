@@ -65,7 +65,7 @@ def test_without_a_bias_rows_that_stay_are_those_they_started_as(base: Path, tex
         assert torch.equal(expert[row], started[row])
 
 
-@pytest.mark.parametrize("start", ["ratio", "mean", "random"])
+@pytest.mark.parametrize("start", ["ratio", "logistic", "mean", "random"])
 def test_rows_start_differently_and_only_a_draw_depends_on_the_seed(
     base: Path, text: Path, tmp_path: Path, start: str
 ) -> None:
