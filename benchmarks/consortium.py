@@ -64,10 +64,15 @@ class Sizes:
     """At most, of each owner."""
     min_accuracy: float = 0.95
     """Of an owner's classifier, or it goes without proxies."""
+    short_sequence_length: int | None = None
+    """What the public model reads first, where that is shorter; as many tokens a batch."""
+    long_steps: int = 0
+    """How many of its steps read sequences of `sequence_length`, where the others are shorter."""
     coordinated: bool = True
     """Whether experts train beside the public one."""
     negative_share: float = 0.125
     public_anchor: float = 2.0
+    router_start: str = "ratio"
     router_prior: float = 0.4
     router_sequences: int = 1024
     top_k: int = 2
@@ -165,8 +170,20 @@ class Consortium:
             "final_learning_rate_share": 0.05,
             "router_sequences": sizes.router_sequences,
             "threads": _cores(),
+            **self._short_first(),
         }
         return self.jobs([("coordinator.pretrain", "base", config)])[0]
+
+    def _short_first(self) -> dict[str, object]:
+        sizes = self.sizes
+        if sizes.short_sequence_length is None:
+            return {}
+        return {
+            "sequence_length": sizes.short_sequence_length,
+            "batch_size": sizes.batch_size * sizes.sequence_length // sizes.short_sequence_length,
+            "long_sequence_length": sizes.sequence_length,
+            "long_steps": sizes.long_steps,
+        }
 
     def experts(self, *, public: str = UNSEEN, **changes: object) -> list[Path]:
         """Every owner's expert, all trained alike with these options, beside this public text."""
@@ -178,6 +195,7 @@ class Consortium:
             "learning_rate": sizes.expert_learning_rate,
             "negative_share": sizes.negative_share,
             "public_anchor": sizes.public_anchor,
+            **({} if sizes.router_start == "ratio" else {"router_start": sizes.router_start}),
             "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,
             **({} if sizes.coordinated else {"coordinated": False}),

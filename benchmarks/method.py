@@ -90,7 +90,17 @@ COORDINATED: Final[Mapping[str, object]] = {
 seven it saves more (see the results)."""
 
 MANY: Final = 4
-"""From so many owners on, experts are trained to coordinate."""
+"""From so many owners on, experts are trained to coordinate, and what tells owners apart decides: presets change."""
+
+PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
+    "smoke": COORDINATED,
+    "cpu": {
+        **COORDINATED,
+        "sequence_length": 768, "batch_size": 2, "short_sequence_length": 192, "pretrain_steps": 2600,
+        "long_steps": 600, "top_k": 4, "router_start": "logistic", "router_prior": 0.3, "router_sequences": 256,
+    },
+    "gpu": COORDINATED,
+}  # fmt: skip
 
 ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
     "coordinated": COORDINATED,
@@ -445,7 +455,7 @@ def main() -> None:
     owners = tuple(arguments.owners or SETS[arguments.sets])
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     if len(owners) >= MANY:
-        sizes = replace(sizes, **COORDINATED)  # type: ignore[arg-type]
+        sizes = replace(sizes, **PRESETS_OF_MANY[arguments.preset])  # type: ignore[arg-type]
     work = arguments.work or Path(".work") / name
     stopwatch = Stopwatch(work)
     numbers = arguments.seeds or sizes.seeds

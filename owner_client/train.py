@@ -177,12 +177,17 @@ def _public_documents(config: ExpertJob) -> Sequence[Document]:
 
 
 def expert_loss(output: ModelOutput, batch: TensorBatch, *, config: ExpertJob, anchor: PublicAnchor) -> Loss:
-    """The language loss, and on public rows the distance to the public expert."""
+    """The language loss, and on public rows the distance to the public expert.
+
+    A batch of few long sequences may hold more public rows than its share, or none: the distance weighs as many times
+    more as there are more of them, so that over a run it weighs the same.
+    """
     language = language_loss(output, batch, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
-    if config.public_anchor == 0:
+    if config.public_anchor == 0 or config.negative_share == 0:
         return language
-    distance = anchor.distance(batch.sources_B == _PUBLIC)
-    return Loss(language.total + config.public_anchor * distance, language.cross_entropy)
+    is_public_B = batch.sources_B == _PUBLIC
+    weight = config.public_anchor * float(is_public_B.float().mean()) / config.negative_share
+    return Loss(language.total + weight * anchor.distance(is_public_B), language.cross_entropy)
 
 
 def _peak_learning_rate(name: str, *, config: ExpertJob) -> float:
