@@ -5,7 +5,8 @@ whether one release is another without somebody. Answers come from the replayed 
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.audit import Report, same_tensor
+from common.audit import Report
+from common.audit_files import same_tensor
 from common.errors import ConsentError, NotFoundError, VerificationError
 from common.model import checkpoint
 from common.model.config import CONFIG_FILE

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Final
 
-from common.audit import ROOT_NAME, Finding, Report, audit, check_manifest, logged_manifests
+from common.audit import ROOT_NAME, Finding, Report, audit
 from common.audit_fetch import fetch_log, fetch_manifests
+from common.audit_files import check_manifest, logged_manifests
 from common.errors import ConcordError, MalformedError, TooLargeError
 from common.files import read_required
 from common.trust.cosignature import Witness

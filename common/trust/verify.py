@@ -12,7 +12,7 @@
 8. Each release is its inputs placed side by side: shared parameters and public expert equal the base's, each expert
    equals its contribution, nothing else is there.
 
-Steps 7 and 8 read files and are in `common/audit.py`; a single receipt is steps 1 to 3 for one entry.
+Steps 7 and 8 read files and are in `common/audit_files.py`; a single receipt is steps 1 to 3 for one entry.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,6 +51,11 @@ class StepFailed(VerificationError):
     def __init__(self, step: int, problem: str) -> None:
         super().__init__(f"step {step} ({STEPS[step]}): {problem}")
         self.step = step
+
+
+def failed_at(step: int, error: Exception, *, of: str = "") -> StepFailed:
+    """What `error` says, as a failure of this step where it is none yet; `of` says what it is about."""
+    return error if isinstance(error, StepFailed) else StepFailed(step, f"{of}{error}")
 
 
 def check_checkpoint(root: TrustedRoot, data: bytes) -> Checkpoint:
