@@ -16,7 +16,7 @@ from common.errors import ConcordError, MalformedError
 from common.files import read_required
 from common.trust.cosignature import Witness
 from common.trust.history import History
-from common.trust.note import Checkpoint
+from common.trust.note import Checkpoint, Note
 from common.trust.receipts import GRACE, Receipt, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
@@ -24,6 +24,7 @@ from common.trust.statements import Statement, parse_note
 from common.trust.tiles import CHECKPOINT_NAME, LogEntries
 from common.trust.verify import (
     STEPS,
+    Seen,
     StepFailed,
     check_checkpoint,
     check_entries,
@@ -116,7 +117,8 @@ def audit(
     `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
     each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit; where that audit was of
     this very root and held (`was_audited`), signatures up to there are not checked again. `log_alone` leaves out steps
-    7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
+    7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default, and no
+    entry may be dated later; none of the coordinator's after `last_seen` before what witnesses say of that.
     Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names. Step 6 asks for every
     revocation that such a witness gave one of the `receipts` for, by the name that it is known by.
 
@@ -128,7 +130,8 @@ def audit(
     root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
     now = now or datetime.now(UTC)
     try:
-        _check_log(public, root, last_seen, report, now, was_audited=was_audited)
+        seen = None if last_seen is None else _seen(root, last_seen, witnesses, quorum)
+        _check_log(public, root, seen, report, now, was_audited=was_audited)
         _check_quorum(report, quorum, witnesses)
         _check_receipts(report, receipts, witnesses, now)
         if not log_alone:
@@ -139,7 +142,7 @@ def audit(
 
 
 def _check_log(
-    public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report, now: datetime, *, was_audited: bool
+    public: Path, root: TrustedRoot, seen: Seen | None, report: Report, now: datetime, *, was_audited: bool
 ) -> None:
     """Steps 1 to 6."""
     found = report.found
@@ -147,7 +150,7 @@ def _check_log(
     report.checkpoint = read_required(log / CHECKPOINT_NAME, hint=_HINT)
     head = check_checkpoint(root, report.checkpoint)
     found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
-    earlier = None if last_seen is None else _earlier(root, last_seen)
+    earlier = None if seen is None else seen.checkpoint
     entries = _entries(log, head)
     try:
         check_entries(entries, head, last_seen=earlier)
@@ -156,7 +159,7 @@ def _check_log(
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
     found(3, f"root hash {head.root.hex()}")
     checked = earlier.size if earlier is not None and was_audited else 0
-    history = check_history(root, entries, checked=checked)
+    history = check_history(root, entries, checked=checked, at=now, seen=seen)
     report.history, report.entries = history, entries
     before = f", {checked} of them audited before" if checked else ""
     found(4, f"{history.size} statements of {len(history.parties)} parties{before}")
@@ -165,10 +168,10 @@ def _check_log(
     found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")
 
 
-def _earlier(root: TrustedRoot, last_seen: bytes) -> Checkpoint:
+def _seen(root: TrustedRoot, last_seen: bytes, witnesses: Sequence[Witness] | None, quorum: int) -> Seen:
     """The auditor's own checkpoint: one that is damaged or another log's says nothing about this log."""
     try:
-        return check_checkpoint(root, last_seen)
+        return Seen(check_checkpoint(root, last_seen), Note.parse(last_seen), witnesses, quorum)
     except StepFailed as error:
         raise MalformedError(
             f"the checkpoint that you last saw is none of {root.origin}: {error.__cause__}. Name the right file, or "

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from common.audit import audit
 from common.errors import MalformedError, NotFoundError
 from common.model import checkpoint
+from common.trust.cosignature import Witness, cosign
 from common.trust.manifest import Manifest, digest_of
 from common.trust.note import Note, Signature, SigningKey
 from common.trust.root import TrustedRoot
@@ -244,6 +246,21 @@ def test_a_dropped_opt_out_is_found(published: Published) -> None:
     entries = [entry for entry in published.entries() if not entry.startswith(b"concord/v1 consent.revoke")]
     published.write_log(entries)
     _fails(published, 5, "release-2 was made from 9 entries; the log has 8")
+
+
+def test_what_is_dated_before_a_witness_saw_the_log_without_it_is_found(published: Published) -> None:
+    key, now = SigningKey.generate("witness.example/w"), datetime.now(UTC)
+    first = Note.parse(published.first_checkpoint)
+    seen = bytes(Note(first.text, (*first.signatures, cosign(first.text, key, at=now + timedelta(hours=12)))))
+    tomorrow = {"root": published.root, "last_seen": seen, "now": now + timedelta(days=1)}
+    assert audit(published.path, **tomorrow).holds
+    found = audit(published.path, **tomorrow, witnesses=[Witness.of(key)]).findings[-1]
+    assert (found.step, found.holds, "may not be dated back" in found.found) == (5, False, True)
+
+
+def test_a_log_of_tomorrow_is_found(published: Published) -> None:
+    found = audit(published.path, root=published.root, now=datetime.now(UTC) - timedelta(days=1)).findings[-1]
+    assert (found.step, "which is yet to come" in found.found) == (4, True)
 
 
 # A coordinator that signs what it likes.

@@ -70,7 +70,7 @@ class History:
     withdrawals: dict[int, ReleaseWithdraw] = field(default_factory=dict)
     """By entry."""
     latest: datetime = _EPOCH
-    """The latest date of any entry."""
+    """The latest date of any entry, or when a witness saw the log so far (`seen`), if that was later."""
     manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
     """Of all contributions, each once."""
 
@@ -150,6 +150,10 @@ class History:
         self.records.add(statement.record_id)
         self.latest = max(self.latest, parse_time(statement.issued_at))
         self.size += 1
+
+    def seen(self, at: datetime) -> None:
+        """Somebody saw the log as it is at that time: what follows came later."""
+        self.latest = max(self.latest, at)
 
     def _signer(self, note: Note, statement: Statement) -> Party:
         if isinstance(statement, OwnerEnrol):

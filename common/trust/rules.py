@@ -27,14 +27,15 @@ from common.trust.statements import (
     ReleasePublish,
     ReleaseWithdraw,
     Statement,
+    format_time,
     parse_time,
 )
 
 if TYPE_CHECKING:
     from common.trust.history import History
 
-MAX_BACKDATING: Final = timedelta(minutes=20)
-"""How much earlier than an entry before it a release may be dated: clocks of owners and coordinator differ."""
+CLOCKS_DIFFER: Final = timedelta(minutes=20)
+"""By how much clocks may: an entry of the coordinator is dated no earlier than an entry before it by more than this."""
 
 
 @singledispatch
@@ -77,11 +78,13 @@ def _(statement: CertRevoke, history: "History") -> None:
         raise NotPermittedError(f"{statement.party} may not revoke certificates of {statement.owner}")
     if statement.owner == COORDINATOR or statement.owner not in history.parties:
         raise NotFoundError(f"no owner {statement.owner} has joined")
+    if statement.party == COORDINATOR:
+        _check_not_dated_back(statement, history)
 
 
 @check.register(BasePublish)
 def _(statement: BasePublish, history: "History") -> None:
-    _only_coordinator(statement)
+    _only_coordinator(statement, history)
     if statement.base_digest in history.bases:
         raise ConflictError(f"base {statement.base_digest} is published already")
     if statement.round != len(history.bases):
@@ -121,17 +124,12 @@ def _(statement: ExpertContribute, history: "History") -> None:
 
 @check.register(ReleasePublish)
 def _(statement: ReleasePublish, history: "History") -> None:
-    _only_coordinator(statement)
+    _only_coordinator(statement, history)
     if statement.release in history.releases:
         raise ConflictError(f"{statement.release} is published already")
     if statement.log_size != history.size:
         raise ConflictError(
             f"{statement.release} was made from {statement.log_size} entries; the log has {history.size}"
-        )
-    if parse_time(statement.issued_at) < history.latest - MAX_BACKDATING:
-        raise ConflictError(
-            f"{statement.release} is dated {statement.issued_at}, before entries that it follows; a release may "
-            "not be dated back to when a consent was in force"
         )
     if statement.base_digest not in history.bases:
         raise NotFoundError(f"{statement.release} is over base {statement.base_digest}, which is not in the log")
@@ -149,7 +147,7 @@ def _(statement: ReleasePublish, history: "History") -> None:
 
 @check.register(ReleaseWithdraw)
 def _(statement: ReleaseWithdraw, history: "History") -> None:
-    _only_coordinator(statement)
+    _only_coordinator(statement, history)
     release, cause = history.releases.get(statement.release), history.taking_back.get(statement.cause_index)
     if release is None:
         raise NotFoundError(f"{statement.release} is not in the log")
@@ -214,9 +212,19 @@ def first_lapse(history: "History", experts: Sequence[ReleasedExpert]) -> str | 
     return min(dates, default=None)
 
 
-def _only_coordinator(statement: Statement) -> None:
+def _only_coordinator(statement: Statement, history: "History") -> None:
     if statement.party != COORDINATOR:
         raise NotPermittedError(f"only the coordinator may say {statement.type}, not {statement.party}")
+    _check_not_dated_back(statement, history)
+
+
+def _check_not_dated_back(statement: Statement, history: "History") -> None:
+    """The coordinator dates what it says when it is recorded; an owner's word may have been carried for days."""
+    if parse_time(statement.issued_at) < history.latest - CLOCKS_DIFFER:
+        raise ConflictError(
+            f"{statement.type} {statement.record_id} is dated {statement.issued_at}; the log had its entries before it "
+            f"by {format_time(history.latest)}: what the coordinator says may not be dated back"
+        )
 
 
 def _only_owner(statement: Statement) -> None:

@@ -276,19 +276,6 @@ def test_a_release_holds_no_expert_whose_consent_has_lapsed(contributed: Telling
     refused(contributed, ConsentError, "not at 2027-11-23", act)
 
 
-@pytest.mark.parametrize(("minutes", "allowed"), [(20, True), (21, False)])
-def test_a_release_is_not_dated_back(minutes: int, allowed: bool, contributed: Telling) -> None:
-    contributed.joins("hospital", issued_at=f"2026-11-23T10:{minutes}:00Z")
-
-    def act() -> object:
-        return contributed.releases(issued_at="2026-11-23T10:00:00Z")
-
-    if allowed:
-        act()
-    else:
-        refused(contributed, ConflictError, "may not be dated back", act)
-
-
 def test_a_release_holds_the_latest_contribution_under_a_consent(contributed: Telling) -> None:
     contributed.contributes("archive", next(iter(contributed.history.grants)), digit="2")
     refused(contributed, ConsentError, "is not what archive contributed", lambda: contributed.releases(experts=[SLOT]))
