@@ -17,7 +17,7 @@ from common.files import read_required
 from common.trust.cosignature import Witness
 from common.trust.history import History
 from common.trust.note import Checkpoint, Note
-from common.trust.receipts import GRACE, Receipt, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
+from common.trust.receipts import GRACE, Receipt, hasten, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
 from common.trust.statements import Statement, parse_note
@@ -199,6 +199,8 @@ def _check_receipts(
     given = {name: _receipt(name, data, known, report.history) for name, data in receipts.items()}
     logged = logged_texts(given.values(), report.entries)
     missing = {name: receipt for name, receipt in given.items() if receipt.note.text not in logged}
+    hasten(report.history, [receipt for receipt in given.values() if receipt.note.text in logged])
+    check_revocations(report.history, at=now)
     not_owed = [_check_missing(name, receipt, report.history, now) for name, receipt in missing.items()]
     index = next(place for place, finding in enumerate(report.findings) if finding.step == 6)
     count = f"{len(given) - len(missing)} of {len(given)} revocations with a receipt are in the log"

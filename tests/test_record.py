@@ -1,5 +1,6 @@
 """Statements that must not be recorded: out of sequence, replayed, forged, or more than a statement may be."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from common.errors import (
 )
 from common.trust.note import SigningKey
 from common.trust.rules import owner_key_name
-from common.trust.statements import ConsentRevoke, new_record_id, parse_time
+from common.trust.statements import ConsentRevoke, format_time, new_record_id, parse_time
 from owner_client.chain import Said
 from owner_client.membership import send
 from tests.federation import FEDERATION, Federation, Owner
@@ -170,6 +171,31 @@ def test_a_statement_over_16_kib_is_refused(consortium: Federation, owner: Owner
 
 
 # What the owner makes of it.
+
+
+@pytest.mark.parametrize(("late", "recorded"), [(timedelta(minutes=5), True), (timedelta(minutes=15), False)])
+def test_what_cannot_be_withdrawn_in_time_any_more_is_refused(
+    late: timedelta, recorded: bool, consortium: Federation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = owner.consent()
+    now, grown = datetime.now(UTC), consortium.coordinator.registry.head().size
+    asked = {"grant_id": grant.record_id, "effect": "withdraw_published", "deadline_s": 0}
+
+    def note(issued_at: datetime) -> bytes:
+        return note_of(
+            "consent.revoke", next_fields(owner) | asked | {"issued_at": format_time(issued_at)}, key_of(owner)
+        )
+
+    with calling_as(owner) as calls:
+        if recorded:
+            calls.record(note(now - late))
+            return
+        # What the log holds is dated now; a coordinator whose clock says later has had its chance.
+        monkeypatch.setattr(consortium.coordinator.registry, "_now", lambda: now + late)
+        with refused(consortium, ConflictError, "that had passed when this came; sign it anew: concord owner opt-out"):
+            calls.record(note(now - late))
+        assert consortium.coordinator.registry.head().size == grown
+        calls.record(note(now + late))
 
 
 def test_a_refused_statement_is_set_aside_and_its_number_used_again(consortium: Federation, owner: Owner) -> None:

@@ -227,7 +227,9 @@ def _(statement: ConsentRevoke, history: History) -> None:
         history.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=history.size)
     history.contributions.pop(statement.grant_id, None)
     if statement.effect == "withdraw_published":
-        history.taking_back[history.size] = TakingBack(statement.party, statement.grant_id, statement.deadline)
+        history.taking_back[history.size] = TakingBack(
+            statement.party, statement.grant_id, statement.deadline_from(history.latest)
+        )
 
 
 @_apply.register

@@ -7,7 +7,7 @@ and an owner's own witness is no witness of what that owner said.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -69,6 +69,19 @@ def logged_texts(receipts: Iterable[Receipt], entries: Iterable[bytes]) -> set[s
     wanted = {receipt.note.text.encode() for receipt in receipts}
     found = {text for entry in entries if (text := entry[: entry.rindex(b"\n\n") + 1]) in wanted}
     return {text.decode() for text in found}
+
+
+def hasten(history: History, receipts: Iterable[Receipt]) -> None:
+    """Let what these revocations, which are in the log, ask for be due as if it had held them GRACE after the first
+    witness took them: a coordinator gains nothing by recording one late."""
+    due = {
+        receipt.statement.grant_id: receipt.statement.deadline_from(min(receipt.taken.values()) + GRACE)
+        for receipt in receipts
+        if isinstance(receipt.statement, ConsentRevoke)
+    }
+    for index, cause in history.taking_back.items():
+        if (deadline := due.get(cause.grant_id)) is not None:
+            history.taking_back[index] = replace(cause, deadline=min(cause.deadline, deadline))
 
 
 def why_not_owed(receipt: Receipt, history: History) -> str | None:

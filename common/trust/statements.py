@@ -210,7 +210,7 @@ class ConsentRevoke(Statement):
     """An owner withdraws a consent: no later release may hold its expert.
 
     With effect `withdraw_published` the releases that hold it already are withdrawn too, within `deadline_s` seconds of
-    this statement's date.
+    this statement's date, or of when the log can have known it if that is later.
     """
 
     type: ClassVar[str] = "consent.revoke"
@@ -221,9 +221,14 @@ class ConsentRevoke(Statement):
 
     @property
     def deadline(self) -> datetime:
-        """Until when it is to be carried out; far off where the seconds lead past the end of the calendar."""
+        """Until when it is to be carried out if it is known at once."""
+        return self.deadline_from(parse_time(self.issued_at))
+
+    def deadline_from(self, known: datetime) -> datetime:
+        """The same if it is known from then on, or from its own date on where that is later; far off where the seconds
+        lead past the end of the calendar."""
         try:
-            return parse_time(self.issued_at) + timedelta(seconds=self.deadline_s)
+            return max(known, parse_time(self.issued_at)) + timedelta(seconds=self.deadline_s)
         except OverflowError:
             return datetime.max.replace(tzinfo=UTC)
 
