@@ -252,11 +252,24 @@ def is_other_upload(said: Said, planned: EgressPlan) -> bool:
     return isinstance(said.statement, ExpertContribute) and said.statement.files != planned.files
 
 
+def _give_up_late(member: Membership) -> None:
+    """A revocation whose hours were over before it was recorded is to be signed anew, unless the log has it by now."""
+    for said in member.chain.pending():
+        match said.statement:
+            case ConsentRevoke(effect="withdraw_published", deadline=deadline) if deadline < datetime.now(UTC):
+                try:
+                    send(member, said)
+                except REFUSALS:
+                    member.chain.set_aside(said)
+
+
 def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelta | None = None) -> list[ConsentRevoke]:
     """Revoke every consent of this owner: no later release may hold its experts. Needs no training and no upload.
 
     With `withdraw_within`, releases that hold them already are to be withdrawn within that time; also those of
     consents that lapsed or were revoked before, for which that was not asked yet.
+
+    One whose hours were over when it came to the registry is signed anew.
 
     Raises:
         ConsentError: there is no consent to revoke.
@@ -267,6 +280,7 @@ def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelt
     if reason is not None:
         wanted["reason"] = reason
     with member.chain.turn():
+        _give_up_late(member)
         revoked = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
         send_unsent(member)
         withdraw_upload(member)
