@@ -284,29 +284,32 @@ def taken_back(history: History) -> dict[str, str]:
 def releasable_experts(
     history: History, *, release: str, line: str, base_digest: str, at: datetime
 ) -> list[tuple[Grant, Contribution]]:
-    """Every contributed expert that may be in `release`, in the order of their consents in the log."""
-    chosen = []
+    """Contributed experts that may be in `release`, in the order of their consents in the log: one of each owner, under
+    its latest consent that allows it."""
+    chosen: dict[str, tuple[Grant, Contribution]] = {}
     for grant_id, contribution in history.contributions.items():
         grant = history.grants[grant_id]
         try:
             check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
         except ConsentError:
             continue
-        chosen.append((grant, contribution))
-    return sorted(chosen, key=lambda pair: pair[0].index)
+        if grant.party not in chosen or chosen[grant.party][0].index < grant.index:
+            chosen[grant.party] = grant, contribution
+    return sorted(chosen.values(), key=lambda pair: pair[0].index)
 
 
 def left_out(history: History, *, release: str, line: str, base_digest: str, at: datetime) -> dict[str, str]:
-    """Why contributed experts with an unrevoked consent may not be in `release`, by party."""
-    reasons = {}
+    """Why owners of contributed experts with an unrevoked consent have none in `release`, by party."""
+    reasons, inside = {}, set()
     for grant_id in history.contributions:
         grant = history.grants[grant_id]
         if grant.revoked_index is None:
             try:
                 check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
+                inside.add(grant.party)
             except ConsentError as error:
                 reasons[grant.party] = str(error)
-    return reasons
+    return {party: reason for party, reason in reasons.items() if party not in inside}
 
 
 def replay(root: TrustedRoot, entries: Iterable[bytes]) -> History:

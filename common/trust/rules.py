@@ -135,10 +135,14 @@ def _(statement: ReleasePublish, history: "History") -> None:
         raise NotFoundError(f"{statement.release} is over base {statement.base_digest}, which is not in the log")
     if [expert.slot for expert in statement.experts] != list(range(1, len(statement.experts) + 1)):
         raise MalformedError(f"the experts of {statement.release} do not take slots 1 to {len(statement.experts)}")
-    if len({expert.grant_index for expert in statement.experts}) != len(statement.experts):
-        raise MalformedError(f"{statement.release} holds an expert twice")
-    for expert in statement.experts:
-        _check_released(history, expert, statement)
+    if statement.num_experts_per_tok > len(statement.experts) + 1:
+        raise MalformedError(
+            f"{statement.release} gives a token {statement.num_experts_per_tok} experts; it has "
+            f"{len(statement.experts) + 1} with the public one"
+        )
+    owners = [_check_released(history, expert, statement) for expert in statement.experts]
+    if twice := next((owner for owner in owners if owners.count(owner) > 1), None):
+        raise MalformedError(f"{statement.release} holds an expert of {twice} twice; an owner has one in a release")
     if (until := first_lapse(history, statement.experts)) != statement.not_after:
         raise ConsentError(
             f"{statement.release} is said to be good until {statement.not_after}; its consents say {until}"
@@ -166,7 +170,8 @@ def _own_grant(history: "History", grant_id: str, *, party: str) -> Grant:
     return grant
 
 
-def _check_released(history: "History", expert: ReleasedExpert, release: ReleasePublish) -> None:
+def _check_released(history: "History", expert: ReleasedExpert, release: ReleasePublish) -> str:
+    """Whose expert it is that may be in the release."""
     grant = history.grant_at(expert.grant_index)
     if grant is None:
         raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
@@ -180,6 +185,7 @@ def _check_released(history: "History", expert: ReleasedExpert, release: Release
     ):
         raise ConsentError(f"slot {expert.slot} is not what {grant.party} contributed under its consent")
     _check_covers(grant, expert.digest)
+    return grant.party
 
 
 def owner_key_name(federation: str, party: str) -> str:
