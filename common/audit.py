@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Final
 
-from common.audit_files import check_files, check_placed
+from common.audit_files import ROOT_NAME, check_files, check_placed
 from common.errors import ConcordError, MalformedError
 from common.files import read_required
 from common.trust.cosignature import Witness
@@ -34,7 +34,6 @@ from common.trust.verify import (
     failed_at,
 )
 
-ROOT_NAME: Final = "trusted_root.json"
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
 _SHOWN: Final = 5
 _NAMED: Final = 12

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Final
 
-from common.audit import ROOT_NAME, Finding, Report, audit
+from common.audit import Finding, Report, audit
 from common.audit_fetch import fetch_log, fetch_manifests
-from common.audit_files import check_manifest, logged_manifests
+from common.audit_files import ROOT_NAME, check_manifests, logged_manifests, withdrawn_directories
 from common.errors import ConcordError, MalformedError, TooLargeError
 from common.files import read_required
 from common.trust.cosignature import Witness
@@ -133,12 +133,9 @@ def audit_bundle(
 
 def _check_manifests(public: Path, report: Report) -> None:
     try:
-        logged = logged_manifests(public, report.history)
-        for directory, digest in logged.items():
-            check_manifest(directory, digest)
+        logged = check_manifests(public, report.history)
         shown = {path.parent for kind in ("base", "releases") for path in public.glob(f"{kind}/*/{MANIFEST_NAME}")}
-        withdrawn = {public / "releases" / statement.release for statement in report.history.withdrawals.values()}
-        if unknown := sorted(shown - logged.keys() - withdrawn):
+        if unknown := sorted(shown - logged.keys() - withdrawn_directories(public, report.history)):
             raise StepFailed(7, f"{unknown[0].relative_to(public)} is published but the log does not name it")
     except ConcordError as error:
         found = str(error if isinstance(error, StepFailed) else StepFailed(7, str(error)))

@@ -9,7 +9,7 @@ from typing import Final
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from common.audit import ROOT_NAME
+from common.audit_files import ROOT_NAME
 from common.errors import NotFoundError, TooLargeError, UnavailableError
 from common.http import check_address
 from common.trust.manifest import MANIFEST_NAME

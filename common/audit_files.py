@@ -4,7 +4,8 @@ What every byte of every tensor must be is derived from the log and compared; no
 work is checked.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -29,25 +30,44 @@ from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, dige
 from common.trust.state import Release
 from common.trust.verify import StepFailed, failed_at, is_overdue
 
+ROOT_NAME: Final = "trusted_root.json"
+_TOP: Final = frozenset({ROOT_NAME, "log", "base", "releases", "objects"})
+_WRITTEN: Final = re.compile(r"\.[^.].*\.[0-9]+-[0-9]+\.partial")
+"""What files are called while they are written (`common/files.py`)."""
+_PASSING: Final = ("partial", "hidden")
+"""What directories are called while they are made or taken away."""
+_DIGITS: Final = 64
 _COMPARE_BYTES: Final = 16 * 1024 * 1024
 _ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def check_files(public: Path, history: History, now: datetime) -> int:
-    """Step 7: every base and release directory holds exactly the files of the manifest that the log names."""
-    logged = logged_manifests(public, history)
+    """Step 7: every base and release directory holds exactly the files of the manifest that the log names, and nothing
+    else is there.
+    """
     _check_gone(public, history, now)
     try:
-        for directory, digest in logged.items():
-            check_directory(directory, manifest=check_manifest(directory, digest))
-        shown = [path for parent in ("base", "releases") for path in _subdirectories(public / parent)]
+        logged = check_manifests(public, history)
+        for directory, manifest in logged.items():
+            check_directory(directory, manifest=manifest)
+        unknown = _not_named(public, logged.keys() | withdrawn_directories(public, history))
     except (ConcordError, OSError) as error:
         raise failed_at(7, error) from error
     _check_objects(public / "objects")
-    withdrawn = {public / "releases" / statement.release for statement in history.withdrawals.values()}
-    if unknown := [str(path) for path in shown if path not in logged and path not in withdrawn]:
+    if unknown:
         raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
     return len(logged)
+
+
+def _not_named(public: Path, named: Set[Path]) -> list[Path]:
+    """What is published beside these directories, however it is called. What is being made or taken away just now has
+    a name that says so and what it is.
+    """
+    passing = {path.with_name(f".{path.name}.{state}") for path in named for state in _PASSING}
+    shown = {path for parent in ("base", "releases") for path in _inside(public / parent)}
+    strange = shown - {path for path in named | passing if path.is_dir()}
+    strange |= {path for path in _inside(public) if path.name not in _TOP and not _WRITTEN.fullmatch(path.name)}
+    return sorted(strange)
 
 
 def _check_gone(public: Path, history: History, now: datetime) -> None:
@@ -55,13 +75,20 @@ def _check_gone(public: Path, history: History, now: datetime) -> None:
     overdue = {i for i in history.taking_back if is_overdue(history, i, at=now)}
     for index, withdrawal in history.withdrawals.items():
         directory = public / "releases" / withdrawal.release
-        if withdrawal.cause_index in overdue and directory.exists():
-            raise StepFailed(7, f"{directory} is still published; entry {index} withdrew it")
+        places = (directory, *(directory.with_name(f".{directory.name}.{state}") for state in _PASSING))
+        if withdrawal.cause_index in overdue and (there := [place for place in places if place.exists()]):
+            raise StepFailed(7, f"{there[0]} is still published; entry {index} withdrew it")
     causes = {history.taking_back[index].grant_id: index for index in overdue}
+    published = {path.name.removeprefix(".")[:_DIGITS]: path.name for path in _inside(public / "objects")}
     for digest, grant_id in taken_back(history).items():
-        path = object_path(public, digest)
-        if grant_id in causes and path.exists():
-            raise StepFailed(7, f"objects/{path.name} is still published; entry {causes[grant_id]} takes it back")
+        name = published.get(digest.removeprefix("sha256:"))
+        if grant_id in causes and name is not None:
+            raise StepFailed(7, f"objects/{name} is still published; entry {causes[grant_id]} takes it back")
+
+
+def withdrawn_directories(public: Path, history: History) -> set[Path]:
+    """Where withdrawn releases were published: there for a while yet."""
+    return {public / "releases" / statement.release for statement in history.withdrawals.values()}
 
 
 def logged_manifests(public: Path, history: History) -> dict[Path, str]:
@@ -91,19 +118,34 @@ def check_manifest(directory: Path, digest: str) -> Manifest:
     return manifest
 
 
+def check_manifests(public: Path, history: History) -> dict[Path, Manifest]:
+    """The manifests of all directories that the log says are published; each base's lists the configuration that the
+    log names.
+
+    Raises:
+        NotFoundError: a manifest is not there.
+        StepFailed: one is another one, or lists another configuration.
+    """
+    logged = {path: check_manifest(path, digest) for path, digest in logged_manifests(public, history).items()}
+    for base in history.bases.values():
+        config = logged[public / "base" / str(base.round)].files.get(CONFIG_NAME)
+        if config is None or config.digest != base.config_digest:
+            found = "none" if config is None else config.digest
+            raise StepFailed(7, f"base/{base.round} has configuration {found}; the log names {base.config_digest}")
+    return logged
+
+
 def _check_objects(objects: Path) -> None:
     """Every published object is what its name says."""
-    for path in sorted(objects.iterdir()) if objects.is_dir() else ():
-        if path.name.startswith("."):
-            continue  # still being written
+    for path in sorted(_inside(objects)):
+        if _WRITTEN.fullmatch(path.name) and path.is_file():
+            continue
         if path.is_symlink() or not path.is_file() or digest_of_file(path) != f"sha256:{path.name}":
             raise StepFailed(7, f"objects/{path.name} does not hold the bytes that its name is the SHA-256 of")
 
 
-def _subdirectories(parent: Path) -> Iterable[Path]:
-    if not parent.is_dir():
-        return ()
-    return (path for path in sorted(parent.iterdir()) if path.is_dir() and not path.name.startswith("."))
+def _inside(directory: Path) -> Iterable[Path]:
+    return directory.iterdir() if directory.is_dir() else ()
 
 
 def check_placed(public: Path, history: History, release: Release) -> int:

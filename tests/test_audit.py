@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from common.audit import audit
+from common.audit_bundle import audit_bundle, export
 from common.errors import MalformedError, NotFoundError
 from common.model import checkpoint
 from common.trust.cosignature import Witness, cosign
@@ -129,6 +130,33 @@ def test_a_file_that_no_manifest_lists_is_found(directory: str, name: str, publi
 def test_a_directory_that_the_log_does_not_name_is_found(directory: str, published: Published) -> None:
     shutil.copytree(published.path / "releases" / "release-1", published.path / directory)
     _fails(published, 7, "is published but the log does not name it")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["extra", ".extra", "releases/.release-1", "releases/.release-9.partial", "base/.0", "objects/.old", "objects/sub"],
+)
+def test_what_is_published_by_any_other_name_is_found(place: str, published: Published) -> None:
+    (published.path / place).mkdir()
+    (published.path / place / "expert.safetensors").write_bytes(b"x")
+    _fails(published, 7, place)
+
+
+@pytest.mark.parametrize(
+    "place", ["evil.bin", "releases/release-1.bin", "base/evil", "objects/.old", "objects/.a.partial"]
+)
+def test_a_file_by_any_other_name_is_found(place: str, published: Published) -> None:
+    (published.path / place).write_bytes(b"x")
+    _fails(published, 7, place)
+
+
+def test_what_is_being_written_just_now_is_no_fault(published: Published) -> None:
+    for place in ("releases/.release-2.partial", "base/.0.hidden"):
+        (published.path / place).mkdir()
+    for place in (".trusted_root.json.12-34.partial", f"objects/.{'0' * 64}.12-34.partial"):
+        (published.path / place).write_bytes(b"x")
+    report = published.audit()
+    assert report.holds, report.findings[-1]
 
 
 @pytest.mark.parametrize("directory", ["base/0", "releases/release-1"])
@@ -385,6 +413,19 @@ def test_an_evaluation_beside_the_weights_is_part_of_a_release(published: Publis
     (published.path / LAST / "evaluation.json").write_text("{}")
     published.relist()
     assert published.audit().holds
+
+
+def test_a_configuration_that_the_log_does_not_name_is_found(published: Published) -> None:
+    """The base's manifest and every file are as logged; the entry's other digest says something else."""
+    entries = published.entries()
+    alone = [published.resign(entries[0], config_digest=f"sha256:{'0' * 64}")]
+    published.write_log(alone)
+    shutil.rmtree(published.path / "releases")
+    _fails(published, 7, f"the log names sha256:{'0' * 64}")
+    bundle = published.path.with_name("b.zip")
+    export(published.path, bundle)
+    found = audit_bundle(bundle, root=published.root).findings[-1]
+    assert (found.step, "base/0 has configuration" in found.found) == (7, True)
 
 
 def test_a_base_that_is_not_the_logged_one_is_found(published: Published) -> None:
