@@ -47,6 +47,8 @@ def check(statement: Statement, history: "History") -> None:
 @check.register(OwnerEnrol)
 def _(statement: OwnerEnrol, history: "History") -> None:
     _only_owner(statement)
+    signing = owner_key(statement, statement.public_key)
+    _check_nobody_elses(statement, signing, history)
     if statement.witness_key is None:
         return
     witness = Witness.parse(statement.witness_key)
@@ -55,11 +57,17 @@ def _(statement: OwnerEnrol, history: "History") -> None:
     # Else one witness's cosignature could be shown as another's too: it does not say whose it is.
     if witness.public_key in {known.public_key for known in history.witnesses}:
         raise ConflictError(f"the witness key of {statement.party} is another owner's; make a new one")
+    if witness.public_key in {signing.public_key, *_ours(history)}:
+        raise ConflictError(f"the witness key of {statement.party} signs something else too; make a new one")
 
 
 @check.register(OwnerKeyAdd)
 def _(statement: OwnerKeyAdd, history: "History") -> None:
     _only_owner(statement)
+    added, witness = owner_key(statement, statement.public_key), history.parties[statement.party].witness
+    _check_nobody_elses(statement, added, history)
+    if witness is not None and added.public_key == witness.public_key:
+        raise ConflictError(f"key {added.key_id} of {statement.party} is its witness key too; make a new one")
 
 
 @check.register(OwnerKeyRevoke)
@@ -204,6 +212,17 @@ def owner_key(statement: Statement, line: str) -> Verifier:
     if verifier.name != owner_key_name(statement.federation, statement.party):
         raise MalformedError(f"the key of {statement.party} may not be called {verifier.name!r}")
     return verifier
+
+
+def _ours(history: "History") -> set[bytes]:
+    """The keys of log and coordinator."""
+    return {history.root.log.public_key, history.root.coordinator.public_key}
+
+
+def _check_nobody_elses(statement: Statement, key: Verifier, history: "History") -> None:
+    """Whoever has the coordinator's key could otherwise sign for this owner."""
+    if key.public_key in _ours(history):
+        raise ConflictError(f"key {key.key_id} of {statement.party} is the coordinator's; make a new one")
 
 
 def holds(history: "History", cause: TakingBack, release: Release) -> bool:
