@@ -3,6 +3,7 @@ whether one release is another without somebody. Answers come from the replayed 
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from common.audit import Report
@@ -41,6 +42,8 @@ class Member:
     expert_digest: str
     grant: ConsentGrant
     grant_index: int
+    revoked: "Event | None" = None
+    """What revoked the consent since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class ReleaseAnswer:
 
     index: int
     statement: ReleasePublish
+    withdrawn: "Event | None"
     round: int
     members: tuple[Member, ...]
     others: dict[str, str]
@@ -69,13 +73,15 @@ def about_release(report: Report, name: str) -> ReleaseAnswer:
         digest = history.contributions_by_index[expert.contribute_index].files[EXPERT_NAME].digest
         _, consent = parse_note(report.entries[grant.index])
         assert isinstance(consent, ConsentGrant)
-        members.append(Member(grant.party, expert.slot, digest, consent, grant.index))
-    then = replay(history.root, report.entries[: release.index])
+        revoked = _event(report, grant.revoked_index)
+        members.append(Member(grant.party, expert.slot, digest, consent, grant.index, revoked))
+    then = replay(history.root, islice(report.entries, release.index), verified=True)
     inside = {member.owner for member in members}
     outside = sorted(then.parties.keys() - inside - {COORDINATOR})
     return ReleaseAnswer(
         index=release.index,
         statement=said,
+        withdrawn=_event(report, release.withdrawn_index),
         round=history.bases[said.base_digest].round,
         members=tuple(members),
         others={owner: why_not(then, owner, said) for owner in outside},
@@ -114,6 +120,14 @@ class Event:
     index: int
     statement: Statement
     said: str
+
+
+def _event(report: Report, index: int | None) -> Event | None:
+    """What an entry says; None where there is none."""
+    if index is None:
+        return None
+    _, statement = parse_note(report.entries[index])
+    return Event(index, statement, describe(statement))
 
 
 def about_owner(report: Report, owner: str) -> tuple[list[Event], dict[str, int]]:
@@ -190,10 +204,13 @@ def removal(public: Path, report: Report, before: str, after: str) -> Removal:
     The report is of a whole audit: both releases hold exactly the files that the log names.
 
     Raises:
-        NotFoundError: the log names no such release.
+        NotFoundError: the log names no such release, or one of them was withdrawn.
         VerificationError: nobody left, somebody joined or replaced an expert, or anything else is different.
     """
     first, second = about_release(report, before), about_release(report, after)
+    for name, answer in ((before, first), (after, second)):
+        if answer.withdrawn is not None:
+            raise NotFoundError(f"{name} was withdrawn by entry {answer.withdrawn.index}; its files are gone")
     old, new = ({member.owner: member for member in answer.members} for answer in (first, second))
     if first.statement.base_digest != second.statement.base_digest:
         raise VerificationError(f"{after} is over another base than {before}; nothing of it can be compared")

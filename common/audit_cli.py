@@ -128,9 +128,18 @@ def release(
     with reporting(as_json) as reporter:
         found = about_release(_holding(_audit(public, _trusted(root), log_alone=True)), name)
         said = found.statement
-        reporter.step(f"{name} of line {said.line}, {said.issued_at} (entry {found.index}), over base {found.round}")
+        until = f", good until {said.not_after}" if said.not_after else ""
+        reporter.step(
+            f"{name} of line {said.line}, {said.issued_at} (entry {found.index}), over base {found.round}{until}"
+        )
+        if found.withdrawn is not None:
+            when = found.withdrawn.statement.issued_at
+            reporter.warning(f"{name} was withdrawn by entry {found.withdrawn.index}, {when}: its files are gone")
         for member in found.members:
             reporter.step(f"slot {member.slot}: {member.owner} {describe(member.grant)}")
+            if member.revoked is not None:
+                when, said_since = member.revoked.statement.issued_at, member.revoked.said
+                reporter.warning(f"since then, {when} (entry {member.revoked.index}): {member.owner} {said_since}")
         for owner, reason in found.others.items():
             reporter.step(f"not in it: {owner}, {reason}")
         reporter.result(_release_fields(found) if as_json else {"release": name, "experts": len(found.members)})
@@ -143,6 +152,7 @@ def _release_fields(found: ReleaseAnswer) -> dict[str, object]:
             "owner": member.owner,
             "expert_digest": member.expert_digest,
             "grant_index": member.grant_index,
+            "revoked_index": None if member.revoked is None else member.revoked.index,
             "grant": member.grant.model_dump(mode="json", exclude_none=True),
         }
         for member in found.members
@@ -152,6 +162,8 @@ def _release_fields(found: ReleaseAnswer) -> dict[str, object]:
         "release": said.release,
         "index": found.index,
         "manifest_digest": said.manifest_digest,
+        "not_after": said.not_after,
+        "withdrawn_index": None if found.withdrawn is None else found.withdrawn.index,
         "experts": experts,
         "others": found.others,
     }
