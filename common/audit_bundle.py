@@ -110,7 +110,7 @@ def audit_bundle(
     folder = TemporaryDirectory(prefix="concord-audit-")  # gone with the report that reads from it
     public = Path(folder.name)
     if isinstance(bundle, str):
-        fetch_log(bundle, public)
+        fetch_log(bundle, public, root=root)
     else:
         unpack(bundle, public)
     report = audit(
