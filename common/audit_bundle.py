@@ -44,18 +44,20 @@ def export(public: Path, output: Path) -> int:
     Raises:
         NotFoundError: `public` is no public directory.
     """
-    members = dict(_members(public))
-    partial = output.with_name(f".{output.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(members):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), members[name], zipfile.ZIP_DEFLATED)
-    partial.replace(output)
-    return _size(members[f"log/{CHECKPOINT_NAME}"])
-
-
-def _members(public: Path) -> Iterator[tuple[str, bytes]]:
     # The checkpoint first: entries that land meanwhile are of the next one.
     checkpoint = read_required(public / "log" / CHECKPOINT_NAME, hint=_HINT)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in _members(public, checkpoint):  # one by one: a log may be larger than memory
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return _size(checkpoint)
+
+
+def _members(public: Path, checkpoint: bytes) -> Iterator[tuple[str, bytes]]:
     yield f"log/{CHECKPOINT_NAME}", checkpoint
     yield ROOT_NAME, read_required(public / ROOT_NAME, hint=_HINT)
     entries = LogEntries(lambda path: read_required(public / "log" / path, hint=_HINT), size=_size(checkpoint))

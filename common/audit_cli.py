@@ -67,9 +67,15 @@ def verify(
             if finding.holds:
                 reporter.step(f"{finding.step}. {finding.title}: {finding.found}")
         _conclude(reporter, report)
+        kept = _keep_evidence(checkpoint, seen, report) if checkpoint and seen else None
+        if kept is not None:
+            reporter.warning(
+                f"both checkpoints are kept in {kept}; have it judged: concord audit evidence {kept} --root ROOT "
+                f"--public {public}"
+            )
         if trusted is None:
             reporter.warning("the trusted root was taken from the published files; give --root to check whose they are")
-        reporter.result(_fields(report, as_json))
+        reporter.result(_fields(report, as_json) | ({} if kept is None else {"evidence": str(kept)}))
     if report.holds and checkpoint:
         write_atomic(checkpoint, report.checkpoint)
         if trusted is not None:
@@ -335,6 +341,16 @@ def _audit(
         witnesses=witnesses,
         receipts=receipts,
     )
+
+
+def _keep_evidence(checkpoint: Path, seen: bytes, report: Report) -> Path | None:
+    """Keep the checkpoint seen last and the published one, beside the former, where one does not continue the other."""
+    if report.holds or report.findings[-1].step != 2:
+        return None
+    evidence = Evidence((seen, report.checkpoint))
+    target = checkpoint.with_name(f"{checkpoint.name}.evidence-{evidence.file_name}")
+    write_atomic(target, bytes(evidence))
+    return target
 
 
 def _audited(checkpoint: Path) -> Path:

@@ -20,6 +20,7 @@ from common.audit_bundle import audit_bundle, export
 from common.errors import MalformedError, NotFoundError
 from common.model import checkpoint
 from common.trust.cosignature import Witness, cosign
+from common.trust.evidence import Evidence
 from common.trust.manifest import Manifest, digest_of
 from common.trust.note import Note, Signature, SigningKey
 from common.trust.root import TrustedRoot
@@ -478,8 +479,34 @@ def test_the_command_keeps_the_last_checkpoint_and_refuses_an_older_log(publishe
     assert _verify(published, "--checkpoint", str(seen)).returncode == 0
     assert seen.read_bytes() == newest
     published.write_log(published.entries()[:-1])
-    assert _verify(published, "--checkpoint", str(seen)).returncode == 1
+    failed = _verify(published, "--checkpoint", str(seen))
+    assert failed.returncode == 1
     assert seen.read_bytes() == newest
+    kept = Path(json.loads(failed.stdout.splitlines()[-1])["evidence"])
+    assert kept.parent == tmp_path
+    assert Evidence.parse(kept.read_bytes()).checkpoints == (newest, published.checkpoint)
+
+
+def test_what_an_audit_keeps_of_a_fork_convinces_a_third_person(published: Published, tmp_path: Path) -> None:
+    root, seen, entries = tmp_path / "root.json", tmp_path / "seen", published.entries()
+    root.write_bytes(bytes(published.root))
+    forked = [*entries[:5], published.resign(entries[0], seq=1), *entries[6:]]
+    seen.write_bytes(published.sign_checkpoint(forked, key=published.log_key, origin=published.root.origin))
+    assert _verify(published, "--checkpoint", str(seen), "--root", str(root)).returncode == 1
+    (kept,) = tmp_path.glob("seen.evidence-*.json")
+    judged = concord("audit", "evidence", kept, "--root", root)
+    assert judged.returncode == 0, judged.stderr
+    assert "signed two different logs" in " ".join(judged.stdout.split())
+
+
+def test_a_copy_that_is_damaged_accuses_nobody(published: Published, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    _flip(published.path / "log" / bundle_path(0, width=len(published.entries())), 40)
+    for note in (published.checkpoint, published.first_checkpoint):
+        seen.write_bytes(note)
+        failed = _verify(published, "--checkpoint", str(seen))
+        assert json.loads(failed.stdout.splitlines()[-1])["steps"]["3"] is False
+    assert list(tmp_path.glob("seen.evidence-*")) == []
 
 
 def test_digests_of_objects_are_their_names(published: Published) -> None:

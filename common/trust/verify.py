@@ -97,14 +97,14 @@ def check_entries(entries: Sequence[bytes], checkpoint: Checkpoint, *, last_seen
         raise StepFailed(3, f"{len(entries)} entries where the checkpoint says {checkpoint.size}")
     if last_seen is not None and last_seen.size > checkpoint.size:
         raise StepFailed(2, f"the log shrank from {last_seen.size} to {checkpoint.size} entries")
-    running = merkle.RunningRoot()
-    for index, entry in enumerate(entries):
-        if last_seen is not None and last_seen.size == index:
-            _same_root(2, running.root, last_seen)
+    running, then = merkle.RunningRoot(), merkle.EMPTY_ROOT
+    for entry in entries:
         running.append(merkle.leaf_hash(entry))
-    if last_seen is not None and last_seen.size == len(entries):
-        _same_root(2, running.root, last_seen)
-    _same_root(3, running.root, checkpoint)
+        if last_seen is not None and last_seen.size == running.size:
+            then = running.root
+    _same_root(3, running.root, checkpoint)  # first: a copy that is damaged is no contradiction of the log
+    if last_seen is not None:
+        _same_root(2, then, last_seen)
 
 
 def _same_root(step: int, found: bytes, wanted: Checkpoint) -> None:
