@@ -1,5 +1,6 @@
 """`concord audit`: what an auditor does. Needs no connection, no account and nobody's word."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -23,13 +24,14 @@ from common.audit_inputs import (
     witnesses_in,
 )
 from common.audit_rebuild import rebuild
-from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting
+from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting, show_tables
 from common.console import Reporter
-from common.errors import NotFoundError
+from common.errors import MalformedError, NotFoundError
 from common.files import read_required, write_atomic
 from common.trust.evidence import Evidence, judge
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement, parse_note
+from common.trust.tables import tables_of
 
 PublicArgument = Annotated[
     str, typer.Argument(help="The coordinator's public directory or a copy, a bundle made by export, or an address.")
@@ -111,23 +113,40 @@ def log(
 
 @app.command()
 def show(
-    index: Annotated[int, typer.Argument(min=0, help="Number of the entry, as `audit log` lists it.")],
-    public: PublicArgument,
+    index: Annotated[
+        str,
+        typer.Argument(metavar="[INDEX]", help="Number of an entry, as `audit log` lists it; all in tables without."),
+    ],
+    public: Annotated[
+        str | None,
+        typer.Argument(metavar="PUBLIC", help="The public directory, a bundle made by export, or an address."),
+    ] = None,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One entry of the log as it was signed: what it says, who signed it, and its digest."""
+    """Who joined, consented and was released, as tables; with an index, one entry as it was signed, and its digest."""
     with reporting(as_json) as reporter:
-        report = holding(audit_place(public, trusted_root(root), log_alone=True))
-        if index >= len(report.entries):
-            raise NotFoundError(f"the log has {len(report.entries)} entries, 0 to {len(report.entries) - 1}")
-        note, statement = parse_note(report.entries[index])
-        reporter.step(f"entry {index}, {statement.issued_at}: {statement.party} {describe(statement)}")
-        for line in note.text.splitlines():
-            reporter.step(line)
-        signers = [f"{signature.name}+{signature.key_id}" for signature in note.signatures]
-        reporter.step(f"signed by {', '.join(signers)}")
-        reporter.result({**_entry(index, statement), "digest": statement.digest, "signed_by": signers})
+        report = holding(audit_place(index if public is None else public, trusted_root(root), log_alone=True))
+        if public is not None:
+            _show_entry(reporter, report, index)
+            return
+        tables = tables_of(report.history, at=datetime.now(UTC), entry=report.entries.__getitem__)
+        reporter.result({"entries": report.history.size, **show_tables(reporter, tables, as_json=as_json)})
+
+
+def _show_entry(reporter: Reporter, report: Report, number: str) -> None:
+    if not number.isascii() or not number.isdigit():
+        raise MalformedError(f"{number[:80]!r} is no number of an entry; `concord audit log` lists them")
+    index = int(number)
+    if index >= len(report.entries):
+        raise NotFoundError(f"the log has {len(report.entries)} entries, 0 to {len(report.entries) - 1}")
+    note, statement = parse_note(report.entries[index])
+    reporter.step(f"entry {index}, {statement.issued_at}: {statement.party} {describe(statement)}")
+    for line in note.text.splitlines():
+        reporter.step(line)
+    signers = [f"{signature.name}+{signature.key_id}" for signature in note.signatures]
+    reporter.step(f"signed by {', '.join(signers)}")
+    reporter.result({**_entry(index, statement), "digest": statement.digest, "signed_by": signers})
 
 
 @app.command()
@@ -210,7 +229,7 @@ def owner(
 def show_removal(
     before: Annotated[str, typer.Argument(help="The release with the owner.")],
     after: Annotated[str, typer.Argument(help="The release without.")],
-    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
+    public: Annotated[str, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -227,7 +246,7 @@ def show_removal(
 @app.command("rebuild")
 def rebuild_release(
     name: Annotated[str, typer.Argument(help="Name of the release, such as release-1.")],
-    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
+    public: Annotated[str, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
     root: RootOption = None,
     output: Annotated[Path | None, typer.Option(help="Keep what is made in this new directory.")] = None,
     as_json: JsonOption = False,
@@ -265,7 +284,7 @@ def evidence(
 
 @app.command("export")
 def export_bundle(
-    public: Annotated[Path, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
+    public: Annotated[str, typer.Argument(help="The coordinator's public directory, or a copy of it.")],
     output: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("concord-audit.zip"),
     as_json: JsonOption = False,
 ) -> None:

@@ -19,11 +19,11 @@ from common.trust.receipts import parse_revocation
 from common.trust.root import TrustedRoot
 
 
-def with_weights(public: Path) -> Path:
+def with_weights(public: str) -> Path:
     """A public directory on this machine: neither an address nor a bundle has the weights."""
-    if is_address(str(public).replace(":/", "://", 1)):
+    if is_address(public):
         raise MalformedError(f"{public} is an address; fetch the whole public directory and name where it is")
-    place = existing(public)
+    place = existing(Path(public))
     if place.is_file():
         raise MalformedError(f"{place}: a bundle holds no weights; give the public directory")
     return place

@@ -172,6 +172,10 @@ def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
         assert name_and_id.rpartition("+")[0] in note
     text = concord("audit", "show", "1", str(original.path)).stdout
     assert all(line in text for line in note.split("\n\n")[0].splitlines()[:1])
+    odd = concord("audit", "show", "-1x", str(original.path))
+    assert odd.returncode == 2
+    odd = concord("audit", "show", "one", str(original.path))
+    assert (odd.returncode, "'one' is no number of an entry" in odd.stderr) == (1, True)
     missing = concord("audit", "show", "999", str(original.path))
     assert missing.returncode == 1
     assert "0 to" in missing.stderr

@@ -105,12 +105,16 @@ def test_the_registry_is_read_as_tables(consortium: Federation) -> None:
         consortium.enrol(name).take_part(seed=seed)
     consortium.release()
     consortium.owner("archive").opt_out()
-    owners, consents, releases = tables_of(consortium.coordinator.registry.head(), at=datetime.now(UTC))
+    coordinator = consortium.coordinator
+    head, entry = coordinator.registry.head(), coordinator.log.entry
+    owners, consents, releases = tables_of(head, at=datetime.now(UTC), entry=entry)
     assert [row[0] for row in owners.rows] == ["archive", "hospital"]
     assert [(row[1], row[2]) for row in consents.rows] == [
         ("archive", f"revoked by entry {consortium.coordinator.registry.head().size - 1}"),
         ("hospital", "in force"),
     ]
+    assert [row[3:5] for row in consents.rows] == [("line main", "research")] * 2  # a revoked one said so too
+    assert "" not in consents.rows[0][5:7]
     assert [(row[1], row[2], row[3]) for row in releases.rows] == [("release-1", "archive, hospital", "published")]
     home = consortium.coordinator.home.path
     shown = concord("coordinator", "registry", "--home", home, COLUMNS="160")
@@ -118,3 +122,9 @@ def test_the_registry_is_read_as_tables(consortium: Federation) -> None:
     assert all(word in shown.stdout for word in ("owners", "hospital", "in force", "release-1", "line main"))
     said = json.loads(concord("coordinator", "registry", "--home", home, "--json").stdout.splitlines()[-1])
     assert [row["owner"] for row in said["consents"]] == ["archive", "hospital"]
+    audited = concord("audit", "show", consortium.public, COLUMNS="160")
+    assert audited.returncode == 0, audited.stderr
+    assert "certificate" not in audited.stdout
+    assert all(word in audited.stdout for word in ("owners", "hospital", "in force", "release-1", "line main"))
+    found = json.loads(concord("audit", "show", consortium.public, "--json").stdout.splitlines()[-1])
+    assert (found["consents"], found["releases"]) == (said["consents"], said["releases"])
