@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from common.audit import Report, audit
-from common.audit_answers import ReleaseAnswer, about_owner, about_release, describe, removal
+from common.audit_answers import ReleaseAnswer, about_owner, about_release, removal
 from common.audit_bundle import export
 from common.audit_inputs import (
     audit_place,
@@ -28,6 +28,7 @@ from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting, sh
 from common.console import Reporter
 from common.errors import MalformedError, NotFoundError
 from common.files import read_required, write_atomic
+from common.trust.describe import describe
 from common.trust.evidence import Evidence, judge
 from common.trust.root import TrustedRoot
 from common.trust.statements import Statement, parse_note

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from common.audit import audit
-from common.audit_answers import describe
 from common.errors import ConcordError, NotFoundError, NotPermittedError
+from common.trust.describe import describe
 from common.trust.statements import CertRevoke
 from common.trust.tables import tables_of
 from tests.commands import concord
