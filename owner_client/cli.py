@@ -74,7 +74,15 @@ def consent(
     terms: Annotated[Path, typer.Option(help="File with the terms you agree to; the consent names it by digest.")],
     purpose: Annotated[list[str], typer.Option(help="What the expert may be used for; repeat for several.")],
     line: Annotated[str, typer.Option(help="Line of releases that may hold your expert.")] = "main",
+    release: Annotated[
+        str | None, typer.Option(help="One release alone, by the name it will have, instead of a line.")
+    ] = None,
     days: Annotated[int, typer.Option(help="Days until the consent lapses by itself.")] = 365,
+    not_before: Annotated[
+        str | None,
+        typer.Option(help="From when on it is in force, such as 2027-01-01T00:00:00Z; days count from then."),
+    ] = None,
+    jurisdiction: Annotated[str | None, typer.Option(help="Whose law applies, in the consortium's words: eu.")] = None,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,15 +90,18 @@ def consent(
     from owner_client import participation
 
     try:
-        settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, days=days)
+        settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, release=release, days=days,
+                                   not_before=not_before, jurisdiction=jurisdiction)  # fmt: skip
     except ValidationError as error:
         raise MalformedError(describe(error)) from error
     with reporting(as_json) as reporter, _member(home) as member:
         base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
         grant = participation.consent(member, settings, base=base)
-        what = f"for {', '.join(grant.purposes)} in line {line} under terms {grant.terms.digest}"
-        reporter.step(f"consent {grant.record_id} {what} is in the log, in force until {grant.not_after}")
-        reporter.result({"grant_id": grant.record_id, "not_after": grant.not_after})
+        where = f"in line {line}" if release is None else f"in {release} alone"
+        what = f"for {', '.join(grant.purposes)} {where} under terms {grant.terms.digest}"
+        since = "in force" if not_before is None else f"in force from {grant.not_before}"
+        reporter.step(f"consent {grant.record_id} {what} is in the log, {since} until {grant.not_after}")
+        reporter.result({"grant_id": grant.record_id, "not_before": grant.not_before, "not_after": grant.not_after})
 
 
 @app.command()
@@ -229,6 +240,22 @@ def hand_over(
         for path, taken in receipts:
             reporter.step(f"taken on {taken:%Y-%m-%dT%H:%M:%SZ}; the receipt is {path}")
         reporter.result({"receipts": [str(path) for path, _ in receipts]})
+
+
+@app.command("revoke-certificates")
+def revoke_certificates(
+    reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """End your TLS certificates at once, as after a theft. Consents stay; an invitation and your key bring you back."""
+    from owner_client import participation
+
+    with reporting(as_json) as reporter, _member(home) as member:
+        said = participation.revoke_certificates(member, reason=reason)
+        reporter.step(f"your certificates are revoked: {said.record_id} is in the log; this connection was the last")
+        reporter.step("to come back, ask the admin for an invitation and run: concord owner enrol --invitation FILE")
+        reporter.result({"record_id": said.record_id})
 
 
 @app.command("rotate-key")

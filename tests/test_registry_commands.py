@@ -33,6 +33,25 @@ def test_revoked_certificates_end_at_the_next_call_of_an_open_connection(consort
     assert owner.consent().seq == 1
 
 
+def test_an_owner_ends_its_own_certificates_and_comes_back(consortium: Federation) -> None:
+    owner = consortium.enrol("archive")
+    grant = owner.consent()
+    done = concord("owner", "revoke-certificates", "--reason", "laptop stolen", "--home", owner.home.path, "--json")
+    assert done.returncode == 0, done.stderr
+    said = list(audit(consortium.public).statements)[-1]
+    assert isinstance(said, CertRevoke)
+    assert (said.party, said.owner, said.reason) == ("archive", "archive", "laptop stolen")
+    assert json.loads(done.stdout.splitlines()[-1])["record_id"] == said.record_id
+    assert not owner.home.evidence.exists()
+    again = concord("owner", "revoke-certificates", "--home", owner.home.path)
+    assert (again.returncode, "is revoked" in again.stderr) == (1, True)
+    consortium.enrol("archive")
+    with owner.member() as member:
+        member.client.watch()  # and what came continues what was seen
+        assert member.chain.pending() == []
+    assert owner.consent() == grant
+
+
 def test_what_is_revoked_is_seen_and_said_when_it_is_revoked_again(consortium: Federation) -> None:
     home = consortium.coordinator.home.path
     consortium.enrol("archive")
