@@ -23,7 +23,7 @@ from common.errors import (
 )
 from common.http import post
 from common.trust import merkle
-from common.trust.cosignature import Witness, cosign, cosigned
+from common.trust.cosignature import Witness, cosigned, sign_receipt
 from common.trust.evidence import Evidence, judge
 from common.trust.note import Checkpoint, Note, SigningKey, sign
 from common.trust.receipts import GRACE, parse_receipt
@@ -456,7 +456,7 @@ def test_an_owners_own_witness_is_none_for_its_own_word(federation: Federation) 
     archive.consent()
     note = Note.parse(_revocation(federation, _key(archive, "owner")))
     late = datetime.now(UTC) + 2 * GRACE
-    lines = [cosign(note.text, _key(each, "witness"), at=datetime.now(UTC)) for each in (archive, hospital)]
+    lines = [sign_receipt(note.text, _key(each, "witness"), at=datetime.now(UTC)) for each in (archive, hospital)]
     own, other = (bytes(Note(note.text, (*note.signatures, line))) for line in lines)
     with pytest.raises(MalformedError, match="no witness that is trusted here took"):
         audit(federation.public, now=late, receipts={"r": own})

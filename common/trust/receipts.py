@@ -1,9 +1,9 @@
-"""A witness's receipt for a revocation: the statement's own note with the witness's timed cosignature under it.
+"""A witness's receipt for a revocation: the statement's own note with the witness's timed line under it.
 
 It answers a coordinator that drops a revocation: whoever holds it can show that this was said, and by when. The time is
-the witness's; the signature is over the statement's text as over a checkpoint's (C2SP tlog-cosignature), and no
-statement reads as a checkpoint. A witness signs what is brought to it; whether the owner said it is seen from the log,
-and an owner's own witness is no witness of what that owner said.
+the witness's; the line has the form of a cosignature, and is none (`cosignature.py`). A witness signs what is brought
+to it; whether the owner said it is seen from the log, and an owner's own witness is no witness of what that owner
+said.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ def parse_receipt(data: bytes, witnesses: Sequence[Witness]) -> Receipt:
         VerificationError: none of them cosigned it, or a cosignature does not hold.
     """
     note, statement = parse_revocation(data)
-    if not (taken := cosigned(note, witnesses)):
+    if not (taken := cosigned(note, witnesses, is_receipt=True)):
         raise VerificationError(f"no witness that is trusted here took {statement.type} {statement.record_id}")
     return Receipt(note, statement, taken)
 
