@@ -74,14 +74,13 @@ def logged_texts(receipts: Iterable[Receipt], entries: Iterable[bytes]) -> set[s
 def hasten(history: History, receipts: Iterable[Receipt]) -> None:
     """Let what these revocations, which are in the log, ask for be due as if it had held them GRACE after the first
     witness took them: a coordinator gains nothing by recording one late."""
-    due = {
-        receipt.statement.grant_id: receipt.statement.deadline_from(min(receipt.taken.values()) + GRACE)
-        for receipt in receipts
-        if isinstance(receipt.statement, ConsentRevoke)
-    }
-    for index, cause in history.taking_back.items():
-        if (deadline := due.get(cause.grant_id)) is not None:
-            history.taking_back[index] = replace(cause, deadline=min(cause.deadline, deadline))
+    for receipt in receipts:
+        match receipt.statement:
+            case ConsentRevoke(effect="withdraw_published", grant_id=grant_id):
+                deadline = receipt.statement.deadline_from(min(receipt.taken.values()) + GRACE)
+                for index, cause in history.taking_back.items():  # one a consent, so it is this very revocation
+                    if cause.grant_id == grant_id:
+                        history.taking_back[index] = replace(cause, deadline=min(cause.deadline, deadline))
 
 
 def why_not_owed(receipt: Receipt, history: History) -> str | None:

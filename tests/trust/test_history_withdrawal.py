@@ -157,8 +157,22 @@ def test_a_witness_tells_the_log_when_a_revocation_was_there_to_be_had(taken: Te
     hasten(history, [receipt])
     with pytest.raises(StepFailed, match="entry 6 asks for it until 2026-11-24T10:00:00Z"):
         check_revocations(history)
-    hasten(again := check_history(ROOT, late.entries), [Receipt(note, revocation, {"w": ASKED + timedelta(days=9)})])
-    assert check_revocations(again) == 1
+    later = Receipt(note, revocation, {"w": ASKED + timedelta(days=9)})
+    for receipts in ([later], [later, receipt], [receipt, later]):
+        hasten(again := check_history(ROOT, late.entries), receipts)
+        assert (again.taking_back == history.taking_back) == (receipt in receipts)
+
+
+def test_a_receipt_for_the_future_hastens_no_later_withdrawal(contributed: Telling) -> None:
+    contributed.releases()
+    grant_id = next(iter(contributed.history.grants))
+    first = contributed.revokes("archive", grant_id)
+    assert isinstance(first, ConsentRevoke)
+    receipt = Receipt(Note.parse(contributed.entries[-1]), first, {"w": ASKED})
+    contributed.revokes("archive", grant_id, **TAKEN_BACK, issued_at="2026-12-23T09:00:00Z")
+    withdraws(contributed, 6, issued_at="2026-12-23T09:30:00Z")
+    hasten(history := check_history(ROOT, contributed.entries), [receipt])
+    assert check_revocations(history) == 1
 
 
 # Until when a release may be used.
