@@ -248,7 +248,7 @@ def _check_not_dated_back(statement: Statement, history: "History") -> None:
     if parse_time(statement.issued_at) < history.latest - CLOCKS_DIFFER:
         raise ConflictError(
             f"{statement.type} {statement.record_id} is dated {statement.issued_at}; the log had its entries before it "
-            f"by {format_time(history.latest)}: what the coordinator says may not be dated back"
+            f"by {format_time(history.latest)}: what the coordinator says may not be dated back; is its clock right?"
         )
 
 
