@@ -49,18 +49,18 @@ def main() -> None:
 def _run_group(name: str, arguments: list[str]) -> None:
     try:
         module = importlib.import_module(_GROUPS[name][0])
-    except ModuleNotFoundError as error:
+        import typer
+
+        from common.cli import run
+
+        command = typer.main.get_command(module.app)
+        run(lambda: command.main(args=arguments, prog_name=f"concord {name}", standalone_mode=False))
+    except ModuleNotFoundError as error:  # of a group, or of a command that imports what it alone needs
         if error.name is None or error.name.partition(".")[0] in _OURS:
             raise
         extra = f"pip install 'concord-moe[{name}]'"
         print(f"Error: {error.name} is not installed; run: {extra}", file=sys.stderr)
         sys.exit(1)
-    import typer
-
-    from common.cli import run
-
-    command = typer.main.get_command(module.app)
-    run(lambda: command.main(args=arguments, prog_name=f"concord {name}", standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -1,59 +1,43 @@
 """The audit: everything a coordinator published, checked offline with nothing but the published files and the log.
 
-The plan is `common/trust/verify.py`'s, steps 1 to 8; steps 7 and 8, which read files, are here. It needs neither torch
-nor grpc, and shares no code with the assembler whose work it checks: step 8 derives from the log what every byte of
-every tensor must be and compares.
+The plan is `common/trust/verify.py`'s, steps 1 to 8; steps 7 and 8, which read files, are in `audit_files.py`. It needs
+neither torch nor grpc.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Final
 
+from common.audit_files import ROOT_NAME, check_files, check_placed
 from common.errors import ConcordError, MalformedError
 from common.files import read_required
-from common.model import checkpoint
-from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
-from common.model.expert import CONFIG_NAME, EVALUATION_NAME, EXPERT_NAME, ROUTER_NAME, expected_tensors, read_config
-from common.model.partition import (
-    OWNED_EXPERT,
-    PROJECTIONS,
-    PUBLIC_EXPERT,
-    TensorSpec,
-    dense_feed_forward,
-    feed_forward,
-    joined_router,
-    router_row,
-)
 from common.trust.cosignature import Witness
-from common.trust.history import History, taken_back
-from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
-from common.trust.note import Checkpoint
-from common.trust.receipts import GRACE, Receipt, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
+from common.trust.history import History
+from common.trust.note import Checkpoint, Note
+from common.trust.receipts import GRACE, Receipt, hasten, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
 from common.trust.statements import Statement, parse_note
 from common.trust.tiles import CHECKPOINT_NAME, LogEntries
 from common.trust.verify import (
     STEPS,
+    Seen,
     StepFailed,
     check_checkpoint,
     check_entries,
     check_history,
     check_quorum,
     check_revocations,
+    failed_at,
 )
-from common.trust.verify import is_overdue as is_revocation_overdue
 
-ROOT_NAME: Final = "trusted_root.json"
-_COMPARE_BYTES: Final = 16 * 1024 * 1024
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
 _SHOWN: Final = 5
 _NAMED: Final = 12
 """Releases, and owners of each, that a finding names; `audit release` lists all."""
-_ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +116,8 @@ def audit(
     `root` is what the auditor trusts; without it the directory's own is taken, which proves that the files agree with
     each other but not whose they are. `last_seen` is the checkpoint note of an earlier audit; where that audit was of
     this very root and held (`was_audited`), signatures up to there are not checked again. `log_alone` leaves out steps
-    7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default.
+    7 and 8, which read every byte of every model. Deadlines are judged `now`, by the auditor's clock by default, and no
+    entry may be dated later; none of the coordinator's after `last_seen` before what witnesses say of that.
     Step 1 asks for `quorum` cosignatures by `witnesses`, or by the owners' that the log names. Step 6 asks for every
     revocation that such a witness gave one of the `receipts` for, by the name that it is known by.
 
@@ -144,7 +129,8 @@ def audit(
     root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
     now = now or datetime.now(UTC)
     try:
-        _check_log(public, root, last_seen, report, now, was_audited=was_audited)
+        seen = None if last_seen is None else _seen(root, last_seen, witnesses, quorum)
+        _check_log(public, root, seen, report, now, was_audited=was_audited)
         _check_quorum(report, quorum, witnesses)
         _check_receipts(report, receipts, witnesses, now)
         if not log_alone:
@@ -155,7 +141,7 @@ def audit(
 
 
 def _check_log(
-    public: Path, root: TrustedRoot, last_seen: bytes | None, report: Report, now: datetime, *, was_audited: bool
+    public: Path, root: TrustedRoot, seen: Seen | None, report: Report, now: datetime, *, was_audited: bool
 ) -> None:
     """Steps 1 to 6."""
     found = report.found
@@ -163,16 +149,16 @@ def _check_log(
     report.checkpoint = read_required(log / CHECKPOINT_NAME, hint=_HINT)
     head = check_checkpoint(root, report.checkpoint)
     found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
-    earlier = None if last_seen is None else _earlier(root, last_seen)
+    earlier = None if seen is None else seen.checkpoint
     entries = _entries(log, head)
     try:
         check_entries(entries, head, last_seen=earlier)
     except ConcordError as error:
-        raise _failed(3, error) from error
+        raise failed_at(3, error) from error
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
     found(3, f"root hash {head.root.hex()}")
     checked = earlier.size if earlier is not None and was_audited else 0
-    history = check_history(root, entries, checked=checked)
+    history = check_history(root, entries, checked=checked, at=now, seen=seen)
     report.history, report.entries = history, entries
     before = f", {checked} of them audited before" if checked else ""
     found(4, f"{history.size} statements of {len(history.parties)} parties{before}")
@@ -181,10 +167,10 @@ def _check_log(
     found(6, f"{check_revocations(history, at=now)} revocations, {len(history.withdrawals)} releases withdrawn")
 
 
-def _earlier(root: TrustedRoot, last_seen: bytes) -> Checkpoint:
+def _seen(root: TrustedRoot, last_seen: bytes, witnesses: Sequence[Witness] | None, quorum: int) -> Seen:
     """The auditor's own checkpoint: one that is damaged or another log's says nothing about this log."""
     try:
-        return check_checkpoint(root, last_seen)
+        return Seen(check_checkpoint(root, last_seen), Note.parse(last_seen), witnesses, quorum)
     except StepFailed as error:
         raise MalformedError(
             f"the checkpoint that you last saw is none of {root.origin}: {error.__cause__}. Name the right file, or "
@@ -212,6 +198,8 @@ def _check_receipts(
     given = {name: _receipt(name, data, known, report.history) for name, data in receipts.items()}
     logged = logged_texts(given.values(), report.entries)
     missing = {name: receipt for name, receipt in given.items() if receipt.note.text not in logged}
+    hasten(report.history, [receipt for receipt in given.values() if receipt.note.text in logged])
+    check_revocations(report.history, at=now)
     not_owed = [_check_missing(name, receipt, report.history, now) for name, receipt in missing.items()]
     index = next(place for place, finding in enumerate(report.findings) if finding.step == 6)
     count = f"{len(given) - len(missing)} of {len(given)} revocations with a receipt are in the log"
@@ -248,9 +236,9 @@ def _check_missing(name: str, receipt: Receipt, history: History, now: datetime)
 def _check_models(public: Path, report: Report, now: datetime) -> None:
     """Steps 7 and 8."""
     found, history = report.found, report.history
-    found(7, f"{_check_files(public, history, now)} directories, every file as signed")
+    found(7, f"{check_files(public, history, now)} directories, every file as signed")
     standing = [release for release in history.releases.values() if release.withdrawn_index is None]
-    tensors = sum(_check_placed(public, history, release) for release in standing)
+    tensors = sum(check_placed(public, history, release) for release in standing)
     found(8, f"{tensors} tensors compared byte for byte")
 
 
@@ -277,191 +265,3 @@ def _entries(log: Path, head: Checkpoint) -> LogEntries:
         return read_required(log / path, hint=_HINT)
 
     return LogEntries(read, size=head.size)
-
-
-def _check_files(public: Path, history: History, now: datetime) -> int:
-    """Step 7: every base and release directory holds exactly the files of the manifest that the log names."""
-    logged = logged_manifests(public, history)
-    _check_gone(public, history, now)
-    try:
-        for directory, digest in logged.items():
-            check_directory(directory, manifest=check_manifest(directory, digest))
-        shown = [path for parent in ("base", "releases") for path in _subdirectories(public / parent)]
-    except (ConcordError, OSError) as error:
-        raise _failed(7, error) from error
-    _check_objects(public / "objects")
-    withdrawn = {public / "releases" / statement.release for statement in history.withdrawals.values()}
-    if unknown := [str(path) for path in shown if path not in logged and path not in withdrawn]:
-        raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
-    return len(logged)
-
-
-def _check_gone(public: Path, history: History, now: datetime) -> None:
-    """What was withdrawn is not published any more, once it had to be gone."""
-    overdue = {i for i in history.taking_back if is_revocation_overdue(history, i, at=now)}
-    for index, withdrawal in history.withdrawals.items():
-        directory = public / "releases" / withdrawal.release
-        if withdrawal.cause_index in overdue and directory.exists():
-            raise StepFailed(7, f"{directory} is still published; entry {index} withdrew it")
-    causes = {history.taking_back[index].grant_id: index for index in overdue}
-    for digest, grant_id in taken_back(history).items():
-        path = object_path(public, digest)
-        if grant_id in causes and path.exists():
-            raise StepFailed(7, f"objects/{path.name} is still published; entry {causes[grant_id]} takes it back")
-
-
-def logged_manifests(public: Path, history: History) -> dict[Path, str]:
-    """The directories that the log says are published, and the digests of their manifests."""
-    bases = {public / "base" / str(base.round): base.base_digest for base in history.bases.values()}
-    return bases | {
-        public / "releases" / name: release.statement.manifest_digest
-        for name, release in history.releases.items()
-        if release.withdrawn_index is None
-    }
-
-
-def object_path(public: Path, digest: str) -> Path:
-    """Where a published file is, by its digest."""
-    return public / "objects" / digest.removeprefix("sha256:")
-
-
-def check_manifest(directory: Path, digest: str) -> Manifest:
-    """The manifest in a directory, which must be the one that the log names by `digest`.
-
-    Raises:
-        StepFailed: it is another one.
-    """
-    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
-    if manifest.digest != digest:
-        raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
-    return manifest
-
-
-def _check_objects(objects: Path) -> None:
-    """Every published object is what its name says."""
-    for path in sorted(objects.iterdir()) if objects.is_dir() else ():
-        if path.name.startswith("."):
-            continue  # still being written
-        if path.is_symlink() or not path.is_file() or digest_of_file(path) != f"sha256:{path.name}":
-            raise StepFailed(7, f"objects/{path.name} does not hold the bytes that its name is the SHA-256 of")
-
-
-def _failed(step: int, error: Exception, *, of: str = "") -> StepFailed:
-    return error if isinstance(error, StepFailed) else StepFailed(step, f"{of}{error}")
-
-
-def _subdirectories(parent: Path) -> Iterable[Path]:
-    if not parent.is_dir():
-        return ()
-    return (path for path in sorted(parent.iterdir()) if path.is_dir() and not path.name.startswith("."))
-
-
-def _check_placed(public: Path, history: History, release: Release) -> int:
-    """Step 8 for one release: the number of tensors, each made of exactly the bytes that it must be made of."""
-    name = release.statement.release
-    try:
-        base = public / "base" / str(history.bases[release.statement.base_digest].round)
-        directory = public / "releases" / name
-        experts = [
-            _expert(public, base, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)
-        ]
-        expected = _expected(base, experts)
-        held = checkpoint.read_checkpoint(directory)
-        _check_config(base, directory, release)
-        _check_alongside(base, directory, held.values())
-    except (ConcordError, OSError) as error:
-        raise _failed(8, error, of=f"{name}: ") from error
-    if held.keys() != expected.keys():
-        odd = sorted(held.keys() ^ expected.keys())[0]
-        raise StepFailed(8, f"{name}: tensor {odd} is in the release or in its inputs, but not in both")
-    for tensor, entry in held.items():
-        if entry.spec != expected[tensor].spec or not _same_bytes(entry, expected[tensor].pieces):
-            raise StepFailed(8, f"{name}: tensor {tensor} is not what its inputs make it")
-    return len(held)
-
-
-def _expert(public: Path, base: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
-    """The tensors of the contribution in a slot, from the file that the log names."""
-    released = release.statement.experts[slot - 1]
-    (grant,) = history.grants_at([released.grant_index])
-    contribution = history.contributions_by_index[released.contribute_index]
-    digest = contribution.files[EXPERT_NAME].digest
-    path = object_path(public, digest)
-    read_required_file(path)
-    if digest_of_file(path) != digest:
-        raise StepFailed(8, f"the expert of {grant.party} is not {digest}")
-    entries = checkpoint.read_header(path)
-    checkpoint.check_tensors(entries, expected=expected_tensors(read_config(base)))
-    checkpoint.check_nothing_beside(path)
-    return entries
-
-
-def read_required_file(path: Path) -> None:
-    """Raise `NotFoundError` where a file that the log names is not published."""
-    if not path.is_file():
-        read_required(path, hint="the log names it; it must be published")
-
-
-def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str, Placed]:
-    """What every tensor of a release must be: its type, shape and bytes."""
-    config = read_config(base)
-    public, rows = checkpoint.read_checkpoint(base), checkpoint.read_header(base / ROUTER_NAME)
-    renamed = {
-        dense_feed_forward(layer, projection): feed_forward(layer, PUBLIC_EXPERT, projection)
-        for layer in range(config.num_hidden_layers)
-        for projection in PROJECTIONS
-    }
-    expected = {renamed.get(name, name): Placed(entry.spec, (entry.location,)) for name, entry in public.items()}
-    for layer in range(config.num_hidden_layers):
-        for slot, expert in enumerate(experts, start=1):
-            for projection in PROJECTIONS:
-                source = expert[feed_forward(layer, OWNED_EXPERT, projection)]
-                expected[feed_forward(layer, slot, projection)] = Placed(source.spec, (source.location,))
-        first = rows[router_row(layer, PUBLIC_EXPERT)]
-        own = [expert[router_row(layer, OWNED_EXPERT)].location for expert in experts]
-        joined = TensorSpec(first.spec.dtype, (1 + len(own), *first.spec.shape))
-        expected[joined_router(layer)] = Placed(joined, (first.location, *own))
-    return expected
-
-
-def _check_config(base: Path, directory: Path, release: Release) -> None:
-    """The configuration must be the base's, but for the number of experts and how many of them a token takes."""
-    statement = release.statement
-    try:
-        wanted = read_config(base).with_experts(len(statement.experts) + 1, statement.num_experts_per_tok).format()
-    except ValueError as error:
-        raise StepFailed(8, f"{statement.release}: {error}") from error
-    if (directory / CONFIG_NAME).read_bytes() != wanted:
-        raise StepFailed(8, f"{directory / CONFIG_NAME} is not what base and statement make it")
-
-
-def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry]) -> None:
-    """The tokenizer and what else goes alongside the weights must be the base's; nothing else may be there."""
-    shards = {entry.location.path.name for entry in tensors}
-    copied = {name for name in _ALONGSIDE if (base / name).exists()}
-    for name in sorted(copied):
-        if digest_of_file(base / name) != digest_of_file(directory / name):
-            raise StepFailed(8, f"{directory / name} is not the base's")
-    made = {MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, EVALUATION_NAME}
-    if odd := sorted({path.name for path in directory.iterdir()} - shards - copied - made):
-        raise StepFailed(8, f"{directory / odd[0]} is no part of a release")
-
-
-def same_tensor(entry: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two tensors have one type, one shape and the same bytes."""
-    return entry.spec == other.spec and _same_bytes(entry, (other.location,))
-
-
-def _same_bytes(entry: TensorEntry, pieces: tuple[ByteRange, ...]) -> bool:
-    if entry.location.size != sum(piece.size for piece in pieces):
-        return False
-    with entry.location.path.open("rb") as ours:
-        ours.seek(entry.location.offset)
-        for piece in pieces:
-            with piece.path.open("rb") as theirs:
-                theirs.seek(piece.offset)
-                for start in range(0, piece.size, _COMPARE_BYTES):
-                    length = min(piece.size - start, _COMPARE_BYTES)
-                    if ours.read(length) != theirs.read(length):
-                        return False
-    return True

@@ -3,32 +3,21 @@ whether one release is another without somebody. Answers come from the replayed 
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from common.audit import Report, same_tensor
+from common.audit import Report
+from common.audit_files import same_tensor
 from common.errors import ConsentError, NotFoundError, VerificationError
 from common.model import checkpoint
 from common.model.config import CONFIG_FILE
 from common.model.expert import EXPERT_NAME, read_config
 from common.model.partition import PROJECTIONS, feed_forward, joined_router, owner_of
+from common.trust.describe import describe
 from common.trust.history import History, replay
 from common.trust.rules import check_releasable
 from common.trust.state import Grant, Release
-from common.trust.statements import (
-    COORDINATOR,
-    BasePublish,
-    CertRevoke,
-    ConsentGrant,
-    ConsentRevoke,
-    ExpertContribute,
-    OwnerKeyAdd,
-    OwnerKeyRevoke,
-    ReleasePublish,
-    ReleaseWithdraw,
-    Statement,
-    parse_note,
-    parse_time,
-)
+from common.trust.statements import COORDINATOR, ConsentGrant, ReleasePublish, Statement, parse_note, parse_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +29,8 @@ class Member:
     expert_digest: str
     grant: ConsentGrant
     grant_index: int
+    revoked: "Event | None" = None
+    """What revoked the consent since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +39,7 @@ class ReleaseAnswer:
 
     index: int
     statement: ReleasePublish
+    withdrawn: "Event | None"
     round: int
     members: tuple[Member, ...]
     others: dict[str, str]
@@ -68,13 +60,15 @@ def about_release(report: Report, name: str) -> ReleaseAnswer:
         digest = history.contributions_by_index[expert.contribute_index].files[EXPERT_NAME].digest
         _, consent = parse_note(report.entries[grant.index])
         assert isinstance(consent, ConsentGrant)
-        members.append(Member(grant.party, expert.slot, digest, consent, grant.index))
-    then = replay(history.root, report.entries[: release.index])
+        revoked = _event(report, grant.revoked_index)
+        members.append(Member(grant.party, expert.slot, digest, consent, grant.index, revoked))
+    then = replay(history.root, islice(report.entries, release.index), verified=True)
     inside = {member.owner for member in members}
     outside = sorted(then.parties.keys() - inside - {COORDINATOR})
     return ReleaseAnswer(
         index=release.index,
         statement=said,
+        withdrawn=_event(report, release.withdrawn_index),
         round=history.bases[said.base_digest].round,
         members=tuple(members),
         others={owner: why_not(then, owner, said) for owner in outside},
@@ -115,6 +109,14 @@ class Event:
     said: str
 
 
+def _event(report: Report, index: int | None) -> Event | None:
+    """What an entry says; None where there is none."""
+    if index is None:
+        return None
+    _, statement = parse_note(report.entries[index])
+    return Event(index, statement, describe(statement))
+
+
 def about_owner(report: Report, owner: str) -> tuple[list[Event], dict[str, int]]:
     """All that an owner said, in order, and the slots that its experts take in releases.
 
@@ -131,45 +133,6 @@ def about_owner(report: Report, owner: str) -> tuple[list[Event], dict[str, int]
         raise NotFoundError(f"the log has nothing from {owner!r}; joined have: {known}")
     slots = {name: owners.index(owner) + 1 for name, owners in report.releases.items() if owner in owners}
     return events, slots
-
-
-def describe(statement: Statement) -> str:
-    """What a statement says, in a line."""
-    match statement:
-        case ConsentGrant():
-            scope = statement.scope.model_dump()
-            where = ", ".join(f"{kind} {name}" for kind, name in scope.items())
-            return (
-                f"consents to {where} for {', '.join(statement.purposes)}, {statement.not_before} to "
-                f"{statement.not_after}, under {statement.terms.uri} ({statement.terms.digest})"
-            )
-        case ConsentRevoke():
-            what = f"withdraws consent {statement.grant_id}"
-            if statement.effect == "withdraw_published":
-                what += f", and releases that hold its expert by {statement.deadline:%Y-%m-%dT%H:%M:%SZ}"
-            return what + (f": {statement.reason}" if statement.reason else "")
-        case ExpertContribute():
-            files = ", ".join(f"{name} {file.digest}" for name, file in statement.files.items())
-            return f"contributes {files}, trained on {statement.tokens_seen:,} tokens"
-        case BasePublish():
-            return f"publishes base {statement.round}: {statement.base_digest}"
-        case ReleasePublish():
-            until = f", good until {statement.not_after}" if statement.not_after else ""
-            return f"publishes {statement.release}: {statement.manifest_digest}{until}"
-        case ReleaseWithdraw():
-            return f"withdraws {statement.release}, as entry {statement.cause_index} asks"
-        case CertRevoke():
-            return f"revokes the certificates of {statement.owner}" + (
-                f": {statement.reason}" if statement.reason else ""
-            )
-        case OwnerKeyAdd():
-            return f"signs with {statement.public_key.split('+')[1]} too"
-        case OwnerKeyRevoke():
-            return f"signs with {statement.revoked_key_id} no longer" + (
-                f": {statement.reason}" if statement.reason else ""
-            )
-        case _:
-            return f"joins with key {statement.key_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +152,13 @@ def removal(public: Path, report: Report, before: str, after: str) -> Removal:
     The report is of a whole audit: both releases hold exactly the files that the log names.
 
     Raises:
-        NotFoundError: the log names no such release.
+        NotFoundError: the log names no such release, or one of them was withdrawn.
         VerificationError: nobody left, somebody joined or replaced an expert, or anything else is different.
     """
     first, second = about_release(report, before), about_release(report, after)
+    for name, answer in ((before, first), (after, second)):
+        if answer.withdrawn is not None:
+            raise NotFoundError(f"{name} was withdrawn by entry {answer.withdrawn.index}; its files are gone")
     old, new = ({member.owner: member for member in answer.members} for answer in (first, second))
     if first.statement.base_digest != second.statement.base_digest:
         raise VerificationError(f"{after} is over another base than {before}; nothing of it can be compared")

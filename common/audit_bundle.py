@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Final
 
-from common.audit import ROOT_NAME, Finding, Report, audit, check_manifest, logged_manifests
+from common.audit import Finding, Report, audit
 from common.audit_fetch import fetch_log, fetch_manifests
+from common.audit_files import ROOT_NAME, check_manifests, logged_manifests, withdrawn_directories
 from common.errors import ConcordError, MalformedError, TooLargeError
 from common.files import read_required
 from common.trust.cosignature import Witness
@@ -43,18 +44,20 @@ def export(public: Path, output: Path) -> int:
     Raises:
         NotFoundError: `public` is no public directory.
     """
-    members = dict(_members(public))
-    partial = output.with_name(f".{output.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(members):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), members[name], zipfile.ZIP_DEFLATED)
-    partial.replace(output)
-    return _size(members[f"log/{CHECKPOINT_NAME}"])
-
-
-def _members(public: Path) -> Iterator[tuple[str, bytes]]:
     # The checkpoint first: entries that land meanwhile are of the next one.
     checkpoint = read_required(public / "log" / CHECKPOINT_NAME, hint=_HINT)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in _members(public, checkpoint):  # one by one: a log may be larger than memory
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return _size(checkpoint)
+
+
+def _members(public: Path, checkpoint: bytes) -> Iterator[tuple[str, bytes]]:
     yield f"log/{CHECKPOINT_NAME}", checkpoint
     yield ROOT_NAME, read_required(public / ROOT_NAME, hint=_HINT)
     entries = LogEntries(lambda path: read_required(public / "log" / path, hint=_HINT), size=_size(checkpoint))
@@ -109,7 +112,7 @@ def audit_bundle(
     folder = TemporaryDirectory(prefix="concord-audit-")  # gone with the report that reads from it
     public = Path(folder.name)
     if isinstance(bundle, str):
-        fetch_log(bundle, public)
+        fetch_log(bundle, public, root=root)
     else:
         unpack(bundle, public)
     report = audit(
@@ -132,12 +135,9 @@ def audit_bundle(
 
 def _check_manifests(public: Path, report: Report) -> None:
     try:
-        logged = logged_manifests(public, report.history)
-        for directory, digest in logged.items():
-            check_manifest(directory, digest)
+        logged = check_manifests(public, report.history)
         shown = {path.parent for kind in ("base", "releases") for path in public.glob(f"{kind}/*/{MANIFEST_NAME}")}
-        withdrawn = {public / "releases" / statement.release for statement in report.history.withdrawals.values()}
-        if unknown := sorted(shown - logged.keys() - withdrawn):
+        if unknown := sorted(shown - logged.keys() - withdrawn_directories(public, report.history)):
             raise StepFailed(7, f"{unknown[0].relative_to(public)} is published but the log does not name it")
     except ConcordError as error:
         found = str(error if isinstance(error, StepFailed) else StepFailed(7, str(error)))

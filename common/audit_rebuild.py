@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.audit import Report, check_manifest, object_path, read_required_file
+from common.audit import Report
+from common.audit_files import check_manifest, object_path, read_required_file
 from common.errors import ConflictError, NotFoundError, VerificationError
 from common.files import copy_whole
 from common.model.assembly import assemble

@@ -1,17 +1,20 @@
 """What all commands share: options, reporters, and how an error ends a command."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import click
 import typer
 
-from common.console import JsonReporter, Reporter, RichReporter
+from common.console import JsonReporter, Reporter, RichReporter, visible
 from common.errors import ConcordError
 from common.signals import interrupt_on_term
+
+if TYPE_CHECKING:
+    from common.trust.tables import RegistryTable
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines, the result last, instead of text.")]
 
@@ -37,6 +40,16 @@ def reporting(as_json: bool) -> Iterator[Reporter]:
         yield reporter
 
 
+def show_tables(reporter: Reporter, tables: "Iterable[RegistryTable]", *, as_json: bool) -> dict[str, object]:
+    """Draw tables; what the result says of them: each row for machines, how many for people."""
+    fields: dict[str, object] = {}
+    for table in tables:
+        reporter.table(table.title, table.columns, table.rows)
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        fields[table.title] = rows if as_json else len(rows)
+    return fields
+
+
 def run(command: Callable[[], object]) -> NoReturn:
     """Run a click command to its end and exit: 0, 1 with one line on what went wrong, 2 for wrong usage.
 
@@ -49,11 +62,11 @@ def run(command: Callable[[], object]) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except ConcordError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except OSError as error:  # a path from the command line or in a home that is not what it should be
         place = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {place}{error.strerror or error}", file=sys.stderr)
+        print(f"Error: {visible(f'{place}{error.strerror or error}')}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
         status = EXIT_INTERRUPTED

@@ -1,9 +1,10 @@
 """What a command shows while it works: rich text for people, JSON lines for machines. One interface for both."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TextIO
+from typing import Final, Protocol, TextIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions
@@ -12,6 +13,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from common.jobs import JobEvent
+
+_UNSEEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""What moves a terminal's cursor or turns the order of letters: others' text must not."""
+
+
+def visible(text: str) -> str:
+    """Text as a terminal may show it: what would not be seen but done is spelt out."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Reporter(Protocol):
@@ -84,10 +93,11 @@ class RichReporter:
         self._progress.stop()
 
     def step(self, text: str) -> None:
-        self._console.print(f"[green]✓[/green] {escape(text)}", highlight=False, soft_wrap=True)
+        self._console.print(f"[green]✓[/green] {escape(visible(text))}", highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         drawn = Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        rows = [[visible(cell) for cell in row] for row in rows]
         for row in rows:
             drawn.add_row(*map(escape, row))
         if not rows:
@@ -104,7 +114,7 @@ class RichReporter:
         return self._console.options.update(max_width=10_000)
 
     def warning(self, text: str) -> None:
-        self._console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+        self._console.print(f"[yellow]![/yellow] {escape(visible(text))}", highlight=False, soft_wrap=True)
 
     def progress(self, task: str, *, done: float, total: float, note: str = "") -> None:
         if task not in self._tasks:
@@ -113,7 +123,7 @@ class RichReporter:
 
     def result(self, fields: Mapping[str, object]) -> None:
         for name, value in fields.items():
-            self._console.print(f"  {name}: {_plain(value)}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(f"  {name}: {visible(_plain(value))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _plain(value: object) -> str:

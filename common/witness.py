@@ -24,7 +24,7 @@ from common.errors import (
 )
 from common.files import make_private_directory, read_required, write_atomic, write_into, write_secret
 from common.http_server import BoundedServer, QuietHandler
-from common.trust.cosignature import Witness, cosign
+from common.trust.cosignature import Witness, cosign, sign_receipt
 from common.trust.evidence import Evidence
 from common.trust.manifest import digest_of
 from common.trust.note import Checkpoint, Note, SigningKey
@@ -183,7 +183,7 @@ class WitnessService:
         root = self._roots.get(statement.origin)
         if root is None or root.federation != statement.federation:
             raise NotFoundError(f"this witness does not watch {statement.origin!r} of {statement.federation!r}")
-        line = cosign(note.text, self._key, at=datetime.now(UTC))
+        line = sign_receipt(note.text, self._key, at=datetime.now(UTC))
         return bytes(Note(note.text, (*note.signatures, line)))
 
 

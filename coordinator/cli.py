@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from common.cli import JsonOption, existing, new_app, reporting
+from common.cli import JsonOption, existing, new_app, reporting, show_tables
 from common.config import describe, load_options
 from common.console import Reporter, job_progress
 from common.errors import ConflictError, MalformedError
@@ -194,13 +194,9 @@ def registry(
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
         now = datetime.now(UTC)
         latest = {name: each.describe(at=now) for name, each in coordinator.enrolment.latest_certificates().items()}
-        found = tables_of(coordinator.registry.head(), at=now, certificates=latest)
-        fields: dict[str, object] = {"entries": coordinator.registry.head().size}
-        for table in found:
-            reporter.table(table.title, table.columns, table.rows)
-            rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-            fields[table.title] = rows if as_json else len(rows)
-        reporter.result(fields)
+        history = coordinator.registry.head()
+        tables = tables_of(history, at=now, entry=coordinator.log.entry, certificates=latest)
+        reporter.result({"entries": history.size, **show_tables(reporter, tables, as_json=as_json)})
 
 
 @app.command()

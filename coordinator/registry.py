@@ -31,6 +31,7 @@ from common.trust.note import Note, SigningKey, sign
 from common.trust.root import TrustedRoot
 from common.trust.statements import (
     COORDINATOR,
+    ConsentRevoke,
     ExpertContribute,
     OwnerEnrol,
     Statement,
@@ -122,6 +123,7 @@ class Registry:
             history = self._catch_up(connection)
             if index_of(connection, statement) is not None:
                 return statement
+            _check_in_time(statement, history, self._now())
             return history.check_parsed(parsed, statement)
 
     def record(self, note: bytes, *, caller: str, arrived: bool = False) -> bytes:
@@ -172,6 +174,7 @@ class Registry:
             return
         if isinstance(request.statement, ExpertContribute) and not request.arrived:
             raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
+        _check_in_time(request.statement, append.history, self._now())
         append(request.note, parsed=(request.parsed, request.statement))
 
     def find(self, statement: Statement) -> tuple[bytes, bytes]:
@@ -334,6 +337,17 @@ class Registry:
     def _check_time(self, statement: Statement) -> None:
         if self._is_dated_ahead(statement):
             raise MalformedError(f"{statement.type} is dated {statement.issued_at}, in the future; set the clock right")
+
+
+def _check_in_time(statement: Statement, history: History, now: datetime) -> None:
+    """What a revocation asks for can still be done in time: once it is in the log, an audit holds the log to it."""
+    if not isinstance(statement, ConsentRevoke) or statement.effect != "withdraw_published":
+        return
+    if (deadline := statement.deadline_from(history.latest)) + MAX_CLOCK_SKEW < now:
+        raise ConflictError(
+            f"releases were to be withdrawn by {deadline:%Y-%m-%dT%H:%M:%SZ}, and that had passed when this came; sign "
+            "it anew: concord owner opt-out --withdraw-within-hours HOURS"
+        )
 
 
 class _Appending:

@@ -2,7 +2,7 @@
 
 `statements/00000.note` and `00000.receipt`. A statement without a receipt is sent again, byte for byte, so that a
 crash or a lost reply repeats it and never makes a second one. One the registry refuses is set aside as `.refused` and
-its number is used again.
+its number is used again; not so a revocation, which stays and is sent again (`membership.send`).
 
 The signing key may be on another machine: then the next statement is written as `00000.unsigned`, is signed there, and
 what comes back is put beside it as `00000.note`.

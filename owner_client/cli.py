@@ -1,12 +1,15 @@
-"""`concord owner`: what a data owner does."""
+"""`concord owner`: what a data owner does.
+
+What needs a connection is imported by the commands that do: signing works on a machine without grpc.
+"""
 
 import json
 import sys
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -20,12 +23,14 @@ from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
 from common.trust.cosignature import Witness
+from common.trust.describe import describe as describe_statement
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from owner_client import egress, keys, membership, participation, revocations
-from owner_client.client import Retry
+from owner_client import egress, offline, revocations
 from owner_client.config import ConsentSettings, OwnerHome
-from owner_client.membership import Membership, open_membership
+
+if TYPE_CHECKING:
+    from owner_client.membership import Membership
 
 app = new_app("Take part with your own data: enrol, consent, train at home, submit, opt out.")
 
@@ -45,6 +50,9 @@ def enrol(
     as_json: JsonOption = False,
 ) -> None:
     """Join a consortium: make your keys here, redeem the invitation, take your place in the log."""
+    from owner_client import membership
+    from owner_client.client import Retry
+
     for folder in (data, public):
         if folder is not None and not existing(folder).exists():
             raise NotFoundError(f"{folder} is not there; nothing was redeemed, the invitation is still good")
@@ -66,21 +74,34 @@ def consent(
     terms: Annotated[Path, typer.Option(help="File with the terms you agree to; the consent names it by digest.")],
     purpose: Annotated[list[str], typer.Option(help="What the expert may be used for; repeat for several.")],
     line: Annotated[str, typer.Option(help="Line of releases that may hold your expert.")] = "main",
+    release: Annotated[
+        str | None, typer.Option(help="One release alone, by the name it will have, instead of a line.")
+    ] = None,
     days: Annotated[int, typer.Option(help="Days until the consent lapses by itself.")] = 365,
+    not_before: Annotated[
+        str | None,
+        typer.Option(help="From when on it is in force, such as 2027-01-01T00:00:00Z; days count from then."),
+    ] = None,
+    jurisdiction: Annotated[str | None, typer.Option(help="Whose law applies, in the consortium's words: eu.")] = None,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Sign your consent: which expert, for what, under which terms, until when. You can revoke it at any time."""
+    from owner_client import participation
+
     try:
-        settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, days=days)
+        settings = ConsentSettings(purposes=purpose, terms=existing(terms), line=line, release=release, days=days,
+                                   not_before=not_before, jurisdiction=jurisdiction)  # fmt: skip
     except ValidationError as error:
         raise MalformedError(describe(error)) from error
     with reporting(as_json) as reporter, _member(home) as member:
         base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
         grant = participation.consent(member, settings, base=base)
-        what = f"for {', '.join(grant.purposes)} in line {line} under terms {grant.terms.digest}"
-        reporter.step(f"consent {grant.record_id} {what} is in the log, in force until {grant.not_after}")
-        reporter.result({"grant_id": grant.record_id, "not_after": grant.not_after})
+        where = f"in line {line}" if release is None else f"in {release} alone"
+        what = f"for {', '.join(grant.purposes)} {where} under terms {grant.terms.digest}"
+        since = "in force" if not_before is None else f"in force from {grant.not_before}"
+        reporter.step(f"consent {grant.record_id} {what} is in the log, {since} until {grant.not_after}")
+        reporter.result({"grant_id": grant.record_id, "not_before": grant.not_before, "not_after": grant.not_after})
 
 
 @app.command()
@@ -92,6 +113,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train your expert at home, on your own text, against the frozen public model. Interrupted, it goes on."""
+    from owner_client import participation
+
     with reporting(as_json) as reporter, stop_on_signals() as stop, _member(home, stop) as member:
         base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
         expert = participation.train(
@@ -114,6 +137,8 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Send your expert's weights and router rows, and nothing else. Interrupted, the same command goes on."""
+    from owner_client import participation
+
     with reporting(as_json) as reporter, _member(home) as member:
         base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
         if dry_run:
@@ -185,6 +210,8 @@ def opt_out(
     as_json: JsonOption = False,
 ) -> None:
     """Withdraw your consent: no later release may hold your expert, and everybody can check that."""
+    from owner_client import participation
+
     within = None if withdraw_within_hours is None else timedelta(hours=withdraw_within_hours)
     with reporting(as_json) as reporter, _member(home) as member:
         said = participation.opt_out(member, reason=reason, withdraw_within=within)
@@ -215,6 +242,22 @@ def hand_over(
         reporter.result({"receipts": [str(path) for path, _ in receipts]})
 
 
+@app.command("revoke-certificates")
+def revoke_certificates(
+    reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """End your TLS certificates at once, as after a theft. Consents stay; an invitation and your key bring you back."""
+    from owner_client import participation
+
+    with reporting(as_json) as reporter, _member(home) as member:
+        said = participation.revoke_certificates(member, reason=reason)
+        reporter.step(f"your certificates are revoked: {said.record_id} is in the log; this connection was the last")
+        reporter.step("to come back, ask the admin for an invitation and run: concord owner enrol --invitation FILE")
+        reporter.result({"record_id": said.record_id})
+
+
 @app.command("rotate-key")
 def rotate_key(
     public_key: Annotated[
@@ -225,6 +268,8 @@ def rotate_key(
     as_json: JsonOption = False,
 ) -> None:
     """Sign with a new key from now on, and with the old one no longer. What was said stays said."""
+    from owner_client import keys
+
     with reporting(as_json) as reporter, _member(home) as member:
         rotated = keys.rotate(member, public_key=public_key, reason=reason)
         reporter.step(f"key {rotated.added} signs for you now; {', '.join(rotated.revoked)} no longer does")
@@ -239,7 +284,7 @@ def new_key(
 ) -> None:
     """Make a signing key on a machine of its own. Prints the public line that `rotate-key` takes."""
     with reporting(as_json) as reporter:
-        line = keys.make(existing(output), name=name)
+        line = offline.make(existing(output), name=name)
         reporter.step(f"the private key is in {output}; keep it here")
         reporter.result({"public_key": line})
 
@@ -255,13 +300,16 @@ def sign(
     """Sign a statement on the machine where your key is. Needs no connection and no home."""
     source = existing(statement)
     with reporting(as_json) as reporter:
-        wanted = keys.read_unsigned(source)
+        wanted = offline.read_unsigned(source)
         for line in wanted.text.splitlines():
             reporter.step(line)
+        reporter.step(f"{wanted.party} {describe_statement(wanted)}")
+        for doubt in offline.doubts(wanted, now=datetime.now(UTC)):
+            reporter.warning(doubt)
         if not yes:
             typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", abort=True, err=True)
         target = existing(output) if output else source.with_suffix(".note")
-        keys.sign_elsewhere(wanted, [existing(path) for path in key], output=target)
+        offline.sign_elsewhere(wanted, [existing(path) for path in key], output=target)
         reporter.step(f"signed; carry {target.name} back and put it into the home's directory statements")
         reporter.result({"note": str(target), "digest": wanted.digest})
 
@@ -279,6 +327,8 @@ def run(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
 @app.command()
 def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
     """Where you stand: consent, expert, what the log holds of you. Needs no connection."""
+    from owner_client import participation
+
     with reporting(as_json) as reporter, _member(home) as member:
         grant = participation.grant_in_force(member.chain)
         said = member.chain.statements()
@@ -309,5 +359,7 @@ def ledger(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
         reporter.result({"sent": lines} if as_json else {"in all": f"{len(lines)} things"})
 
 
-def _member(home: Path, stop: Event | None = None) -> AbstractContextManager[Membership]:
+def _member(home: Path, stop: Event | None = None) -> "AbstractContextManager[Membership]":
+    from owner_client.membership import open_membership
+
     return open_membership(OwnerHome(existing(home)), patience_s=_PATIENCE_S, stop=stop)

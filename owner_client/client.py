@@ -108,10 +108,16 @@ class Client:
         request = enrolment_pb2.RenewRequest(csr=csr)
         return self._call(self._enrolment.Renew, request).certificate
 
-    def record(self, note: bytes) -> bytes:
-        """Record a signed statement; returns its verified receipt."""
+    def record(self, note: bytes, *, is_last: bool = False) -> bytes:
+        """Record a signed statement; returns its verified receipt.
+
+        After one that `is_last` no call is answered: that its checkpoint continues the pinned one is seen later.
+        """
         receipt: bytes = self._call(self._registry.Record, registry_pb2.RecordRequest(note=note)).receipt
-        self.believe(receipt, entry=note)
+        if is_last:
+            check_receipt(self._root, receipt, entry=note)
+        else:
+            self.believe(receipt, entry=note)
         return receipt
 
     def believe(self, receipt: bytes, *, entry: bytes) -> None:

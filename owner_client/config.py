@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from common.config import Settings, load_toml
 from common.errors import MalformedError
+from common.trust.statements import parse_time
 from owner_client.pace import parse_hours
 
 
@@ -19,6 +20,11 @@ def _check_hours(text: str) -> str:
     return text
 
 
+def _check_moment(text: str) -> str:
+    parse_time(text)
+    return text
+
+
 class ConsentSettings(Settings):
     """What this owner agrees to when it signs: written by a person, never by default."""
 
@@ -26,7 +32,14 @@ class ConsentSettings(Settings):
     terms: Path
     """File with the terms; the consent names it by digest."""
     line: str = "main"
+    release: str | None = None
+    """One release by name instead of a whole line."""
     days: Annotated[int, Field(ge=1, le=3650)] = 365
+    """So many days from `not_before`, or from now."""
+    not_before: Annotated[str, AfterValidator(_check_moment)] | None = None
+    """From when on it is in force, such as `2027-01-01T00:00:00Z`; from now where nothing is set."""
+    jurisdiction: str | None = None
+    """Whose law applies, in the consortium's own words, such as `eu`."""
 
 
 class TransferSettings(Settings):

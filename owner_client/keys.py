@@ -1,18 +1,16 @@
-"""The owner's signing keys: a new one in the old one's place, and signing where the key is.
+"""The owner's signing keys: a new one in the old one's place. What is done where a key is kept is `offline.py`.
 
 Every step may be run again, after a crash at any point: it finds what is done and does the rest.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from common.errors import ConflictError, MalformedError, NotPermittedError
-from common.files import read_required, sync_directory, write_atomic, write_secret
+from common.errors import ConflictError
+from common.files import sync_directory, write_secret
 from common.trust.note import SigningKey, Verifier
 from common.trust.rules import owner_key_name
-from common.trust.statements import MAX_STATEMENT_BYTES, OwnerKeyAdd, OwnerKeyRevoke, Statement, parse, sign_statement
+from common.trust.statements import OwnerKeyAdd, OwnerKeyRevoke
 from owner_client.chain import Chain
 from owner_client.membership import Membership, send
 from owner_client.participation import send_unsent
@@ -75,52 +73,3 @@ def _revoke_others(member: Membership, chain: Chain, kept: str, reason: str | No
     for key_id in others:
         send(member, chain.say(OwnerKeyRevoke, revoked_key_id=key_id, **optional), chain=chain)
     return others
-
-
-def make(path: Path, *, name: str) -> str:
-    """Make a signing key; its public line.
-
-    Raises:
-        ConflictError: there is a file of that name.
-        MalformedError: the name cannot be a key's.
-    """
-    if path.exists():
-        raise ConflictError(f"{path} is there already; a key is never overwritten")
-    try:
-        key = SigningKey.generate(name)
-    except ValueError as error:
-        raise MalformedError(str(error)) from error
-    write_secret(path, key.to_pem())
-    return str(key.verifier)
-
-
-def read_unsigned(path: Path) -> Statement:
-    """The statement in an `.unsigned` file.
-
-    Raises:
-        MalformedError: it is not exactly one.
-    """
-    data = read_required(path, hint="carry it here from the home's directory statements")
-    if len(data) > MAX_STATEMENT_BYTES:
-        raise MalformedError(f"{path} has {len(data)} bytes; a statement has at most {MAX_STATEMENT_BYTES}")
-    try:
-        return parse(data.decode())
-    except UnicodeDecodeError as error:
-        raise MalformedError(f"{path} is no statement: it is not UTF-8 text") from error
-
-
-def sign_elsewhere(statement: Statement, keys: Sequence[Path], *, output: Path) -> None:
-    """Sign a statement and write the note.
-
-    Raises:
-        NotPermittedError: the keys are not those that this statement is to be signed with.
-    """
-    name = owner_key_name(statement.federation, statement.party)
-    signing = [SigningKey.from_pem(read_required(path, hint="where is your key?"), name=name) for path in keys]
-    wanted = [statement.key_id]
-    if isinstance(statement, OwnerKeyAdd):
-        wanted.append(Verifier.parse(statement.public_key).key_id)
-    found = [key.verifier.key_id for key in signing]
-    if found != wanted:
-        raise NotPermittedError(f"this {statement.type} is to be signed with {', '.join(wanted)}; you gave {found}")
-    write_atomic(output, sign_statement(statement, *signing))

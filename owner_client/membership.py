@@ -24,7 +24,7 @@ from common.trust.note import Note, SigningKey
 from common.trust.pki import identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.rules import owner_key_name, witness_key_name
-from common.trust.statements import OwnerEnrol
+from common.trust.statements import ConsentRevoke, OwnerEnrol, OwnerKeyRevoke
 from owner_client import egress
 from owner_client.chain import Chain, Said
 from owner_client.client import Client, Retry, redeem
@@ -39,6 +39,12 @@ _LOOK_EVERY_S: Final = 0.2
 REFUSALS: Final = (MalformedError, NotFoundError, ConflictError, ConsentError, TooLargeError)
 """The registry's word that it holds no such statement. After any other failure it may: the reply was lost, the receipt
 does not verify, the coordinator failed after recording, or it would not even look (a lapsed certificate)."""
+
+
+_KEPT: Final = (
+    "Your revocation stays signed and is sent again; if it is refused without a reason, have it witnessed: "
+    "concord owner hand-over"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +291,9 @@ def _close_when(stop: Event, ended: Event, client: Client) -> None:
 
 def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
     """Send one statement and keep its receipt; within the chain's turn. One that is refused is set aside; one that may
-    be in the log all the same waits and is sent again. `chain` is the member's, where its key did not change.
+    be in the log all the same waits and is sent again, and so does a revocation, whatever the registry says: nothing
+    else takes its number, for which a witness may have given a receipt. `chain` is the member's, where its key did not
+    change.
 
     Raises:
         ConcordError: as the registry refused it.
@@ -296,7 +304,9 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
     record_statement(member.home, said)
     try:
         receipt = member.client.record(said.note)
-    except REFUSALS:
+    except REFUSALS as error:
+        if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
+            raise type(error)(f"{error}. {_KEPT}") from error
         chain.set_aside(said)
         raise
     return chain.acknowledge(said, receipt=receipt)

@@ -15,13 +15,16 @@ from typing import Any, Final
 from common.errors import ConflictError, ConsentError, NotFoundError, VerificationError
 from common.files import exclusive, make_private_directory, read_required, taking_turns, write_atomic
 from common.jobs import JobEvent, run_job
+from common.trust.describe import describe
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of, digest_of_file
 from common.trust.statements import (
+    CertRevoke,
     ConsentExpert,
     ConsentGrant,
     ConsentRevoke,
     ExpertContribute,
     LineScope,
+    ReleaseScope,
     Terms,
     format_time,
     parse_time,
@@ -89,12 +92,15 @@ def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> Con
     """Sign and record the consent for this owner's expert over `base`; the same one in force is found again.
 
     Raises:
-        ConflictError: another one is in force for this base.
+        ConflictError: another one is given for this base.
+        MalformedError: a name or date is none.
         NotFoundError: the terms' file is not there.
     """
     terms = read_required(settings.terms, hint="name the file with the terms that you agree to")
     wait_for_quorum(member)
     now = datetime.now(UTC)
+    start = now - _BACKDATED if settings.not_before is None else parse_time(settings.not_before)
+    optional: dict[str, Any] = {} if settings.jurisdiction is None else {"jurisdiction": settings.jurisdiction}
     with member.chain.turn():
         send_unsent(member)
         grant = grant_in_force(member.chain, base_digest=base.digest)
@@ -105,31 +111,40 @@ def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> Con
         said = member.chain.say(
             ConsentGrant,
             expert=ConsentExpert(name=member.settings.expert, base_digest=base.digest, kind="full"),
-            scope=LineScope(line=settings.line),
+            scope=_scope(settings),
             purposes=settings.purposes,
             terms=Terms(uri=settings.terms.name, digest=digest_of(terms)),
-            not_before=format_time(now - _BACKDATED),
-            not_after=format_time(now + timedelta(days=settings.days)),
+            not_before=format_time(start),
+            not_after=format_time(max(now, start) + timedelta(days=settings.days)),
+            **optional,
         )
         send(member, said)
     assert isinstance(said.statement, ConsentGrant)
     return said.statement
 
 
+def _scope(settings: ConsentSettings) -> LineScope | ReleaseScope:
+    if settings.release is not None:
+        return ReleaseScope(release=settings.release)
+    return LineScope(line=settings.line)
+
+
 def _check_same(grant: ConsentGrant, settings: ConsentSettings, *, terms_digest: str) -> None:
-    asked = (settings.purposes, settings.line, terms_digest)
-    line = grant.scope.line if isinstance(grant.scope, LineScope) else grant.scope.release
-    if asked != (list(grant.purposes), line, grant.terms.digest):
+    asked = (settings.purposes, _scope(settings), terms_digest, settings.jurisdiction)
+    is_other = asked != (list(grant.purposes), grant.scope, grant.terms.digest, grant.jurisdiction)
+    if is_other or settings.not_before not in (None, grant.not_before):
         raise ConflictError(
-            f"another consent for this base is in force until {grant.not_after}: for {', '.join(grant.purposes)} in "
-            f"line {line} under terms {grant.terms.digest}; opt out first, or ask for the same"
+            f"another consent for this base is given until {grant.not_after}: it {describe(grant)}; opt out first, or "
+            "ask for the same"
         )
 
 
 def send_unsent(member: Membership) -> None:
     """Send what an earlier run signed and got no receipt for, but leave uploads alone; within the chain's turn."""
     for said in member.chain.pending():
-        if not isinstance(said.statement, ExpertContribute):
+        if isinstance(said.statement, CertRevoke):
+            _send_last(member, said)
+        elif not isinstance(said.statement, ExpertContribute):
             send(member, said)
 
 
@@ -247,9 +262,48 @@ def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:
         return member.chain.acknowledge(outbound.said, receipt=receipt)
 
 
+def revoke_certificates(member: Membership, *, reason: str | None) -> CertRevoke:
+    """Say that none of this owner's TLS certificates is good any longer, this connection's included; consents and
+    experts stay. An invitation and the signing key give a new one.
+    """
+    optional: dict[str, Any] = {} if reason is None else {"reason": reason}
+    with member.chain.turn():
+        member.client.watch()  # else it would wait here, and end the certificate that comes next
+        said = next((each for each in member.chain.pending() if isinstance(each.statement, CertRevoke)), None)
+        if said is None:
+            send_unsent(member)
+            withdraw_upload(member)
+            said = member.chain.say(CertRevoke, owner=member.settings.owner, **optional)
+        _send_last(member, said)
+    assert isinstance(said.statement, CertRevoke)
+    return said.statement
+
+
+def _send_last(member: Membership, said: Said) -> None:
+    """Send a statement after which this connection's certificate is good no longer."""
+    record_statement(member.home, said)
+    try:
+        receipt = member.client.record(said.note, is_last=True)
+    except REFUSALS:
+        member.chain.set_aside(said)
+        raise
+    member.chain.acknowledge(said, receipt=receipt)
+
+
 def is_other_upload(said: Said, planned: EgressPlan) -> bool:
     """Whether a statement announces another expert than the planned one."""
     return isinstance(said.statement, ExpertContribute) and said.statement.files != planned.files
+
+
+def _give_up_late(member: Membership) -> None:
+    """A revocation whose hours were over before it was recorded is to be signed anew, unless the log has it by now."""
+    for said in member.chain.pending():
+        match said.statement:
+            case ConsentRevoke(effect="withdraw_published", deadline=deadline) if deadline < datetime.now(UTC):
+                try:
+                    send(member, said)
+                except REFUSALS:
+                    member.chain.set_aside(said)
 
 
 def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelta | None = None) -> list[ConsentRevoke]:
@@ -257,6 +311,8 @@ def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelt
 
     With `withdraw_within`, releases that hold them already are to be withdrawn within that time; also those of
     consents that lapsed or were revoked before, for which that was not asked yet.
+
+    One whose hours were over when it came to the registry is signed anew.
 
     Raises:
         ConsentError: there is no consent to revoke.
@@ -267,6 +323,7 @@ def opt_out(member: Membership, *, reason: str | None, withdraw_within: timedelt
     if reason is not None:
         wanted["reason"] = reason
     with member.chain.turn():
+        _give_up_late(member)
         revoked = [said.statement for said in member.chain.pending() if isinstance(said.statement, ConsentRevoke)]
         send_unsent(member)
         withdraw_upload(member)

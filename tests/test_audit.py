@@ -9,14 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.audit import audit
+from common.audit_bundle import audit_bundle, export
 from common.errors import MalformedError, NotFoundError
 from common.model import checkpoint
+from common.trust.cosignature import Witness, cosign
+from common.trust.evidence import Evidence
 from common.trust.manifest import Manifest, digest_of
 from common.trust.note import Note, Signature, SigningKey
 from common.trust.root import TrustedRoot
@@ -127,6 +131,33 @@ def test_a_file_that_no_manifest_lists_is_found(directory: str, name: str, publi
 def test_a_directory_that_the_log_does_not_name_is_found(directory: str, published: Published) -> None:
     shutil.copytree(published.path / "releases" / "release-1", published.path / directory)
     _fails(published, 7, "is published but the log does not name it")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["extra", ".extra", "releases/.release-1", "releases/.release-9.partial", "base/.0", "objects/.old", "objects/sub"],
+)
+def test_what_is_published_by_any_other_name_is_found(place: str, published: Published) -> None:
+    (published.path / place).mkdir()
+    (published.path / place / "expert.safetensors").write_bytes(b"x")
+    _fails(published, 7, place)
+
+
+@pytest.mark.parametrize(
+    "place", ["evil.bin", "releases/release-1.bin", "base/evil", "objects/.old", "objects/.a.partial"]
+)
+def test_a_file_by_any_other_name_is_found(place: str, published: Published) -> None:
+    (published.path / place).write_bytes(b"x")
+    _fails(published, 7, place)
+
+
+def test_what_is_being_written_just_now_is_no_fault(published: Published) -> None:
+    for place in ("releases/.release-2.partial", "base/.0.hidden"):
+        (published.path / place).mkdir()
+    for place in (".trusted_root.json.12-34.partial", f"objects/.{'0' * 64}.12-34.partial"):
+        (published.path / place).write_bytes(b"x")
+    report = published.audit()
+    assert report.holds, report.findings[-1]
 
 
 @pytest.mark.parametrize("directory", ["base/0", "releases/release-1"])
@@ -246,6 +277,21 @@ def test_a_dropped_opt_out_is_found(published: Published) -> None:
     _fails(published, 5, "release-2 was made from 9 entries; the log has 8")
 
 
+def test_what_is_dated_before_a_witness_saw_the_log_without_it_is_found(published: Published) -> None:
+    key, now = SigningKey.generate("witness.example/w"), datetime.now(UTC)
+    first = Note.parse(published.first_checkpoint)
+    seen = bytes(Note(first.text, (*first.signatures, cosign(first.text, key, at=now + timedelta(hours=12)))))
+    tomorrow = {"root": published.root, "last_seen": seen, "now": now + timedelta(days=1)}
+    assert audit(published.path, **tomorrow).holds
+    found = audit(published.path, **tomorrow, witnesses=[Witness.of(key)]).findings[-1]
+    assert (found.step, found.holds, "may not be dated back" in found.found) == (5, False, True)
+
+
+def test_a_log_of_tomorrow_is_found(published: Published) -> None:
+    found = audit(published.path, root=published.root, now=datetime.now(UTC) - timedelta(days=1)).findings[-1]
+    assert (found.step, "which is yet to come" in found.found) == (4, True)
+
+
 # A coordinator that signs what it likes.
 
 
@@ -359,15 +405,28 @@ def test_a_signed_release_that_is_more_than_its_inputs_is_found(case: str, publi
 
 def test_a_statement_that_says_another_number_of_active_experts_is_found(published: Published) -> None:
     entries = published.entries()
-    for number in (1, 9):
+    for number, step in ((1, 8), (9, 5)):
         published.write_log([*entries[:-1], published.resign(entries[-1], num_experts_per_tok=number)])
-        _fails(published, 8, "release-2")
+        _fails(published, step, "release-2")
 
 
 def test_an_evaluation_beside_the_weights_is_part_of_a_release(published: Published) -> None:
     (published.path / LAST / "evaluation.json").write_text("{}")
     published.relist()
     assert published.audit().holds
+
+
+def test_a_configuration_that_the_log_does_not_name_is_found(published: Published) -> None:
+    """The base's manifest and every file are as logged; the entry's other digest says something else."""
+    entries = published.entries()
+    alone = [published.resign(entries[0], config_digest=f"sha256:{'0' * 64}")]
+    published.write_log(alone)
+    shutil.rmtree(published.path / "releases")
+    _fails(published, 7, f"the log names sha256:{'0' * 64}")
+    bundle = published.path.with_name("b.zip")
+    export(published.path, bundle)
+    found = audit_bundle(bundle, root=published.root).findings[-1]
+    assert (found.step, "base/0 has configuration" in found.found) == (7, True)
 
 
 def test_a_base_that_is_not_the_logged_one_is_found(published: Published) -> None:
@@ -420,8 +479,34 @@ def test_the_command_keeps_the_last_checkpoint_and_refuses_an_older_log(publishe
     assert _verify(published, "--checkpoint", str(seen)).returncode == 0
     assert seen.read_bytes() == newest
     published.write_log(published.entries()[:-1])
-    assert _verify(published, "--checkpoint", str(seen)).returncode == 1
+    failed = _verify(published, "--checkpoint", str(seen))
+    assert failed.returncode == 1
     assert seen.read_bytes() == newest
+    kept = Path(json.loads(failed.stdout.splitlines()[-1])["evidence"])
+    assert kept.parent == tmp_path
+    assert Evidence.parse(kept.read_bytes()).checkpoints == (newest, published.checkpoint)
+
+
+def test_what_an_audit_keeps_of_a_fork_convinces_a_third_person(published: Published, tmp_path: Path) -> None:
+    root, seen, entries = tmp_path / "root.json", tmp_path / "seen", published.entries()
+    root.write_bytes(bytes(published.root))
+    forked = [*entries[:5], published.resign(entries[0], seq=1), *entries[6:]]
+    seen.write_bytes(published.sign_checkpoint(forked, key=published.log_key, origin=published.root.origin))
+    assert _verify(published, "--checkpoint", str(seen), "--root", str(root)).returncode == 1
+    (kept,) = tmp_path.glob("seen.evidence-*.json")
+    judged = concord("audit", "evidence", kept, "--root", root)
+    assert judged.returncode == 0, judged.stderr
+    assert "signed two different logs" in " ".join(judged.stdout.split())
+
+
+def test_a_copy_that_is_damaged_accuses_nobody(published: Published, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    _flip(published.path / "log" / bundle_path(0, width=len(published.entries())), 40)
+    for note in (published.checkpoint, published.first_checkpoint):
+        seen.write_bytes(note)
+        failed = _verify(published, "--checkpoint", str(seen))
+        assert json.loads(failed.stdout.splitlines()[-1])["steps"]["3"] is False
+    assert list(tmp_path.glob("seen.evidence-*")) == []
 
 
 def test_digests_of_objects_are_their_names(published: Published) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from common.audit import audit
 from common.audit_answers import about_owner, about_release, removal
 from common.errors import NotFoundError, VerificationError
 from common.model import checkpoint
+from coordinator.withdrawal import carry_out
+from owner_client import participation
 from tests.commands import concord
 from tests.federation import Federation, running_federation
 from tests.published import Published, publish
@@ -56,6 +59,37 @@ def test_every_owner_outside_is_told_why(tmp_path: Path, name: str) -> None:
         others = about_release(audit(federation.public), "release-1").others
     assert list(others) == [name]
     assert reason in others[name]
+
+
+def test_a_release_is_told_with_what_happened_since(tmp_path: Path) -> None:
+    with running_federation(tmp_path) as federation:
+        federation.publish_base()
+        for seed, name in enumerate(("archive", "hospital")):
+            federation.enrol(name).take_part(seed)
+        federation.release()
+        standing = about_release(audit(federation.public), "release-1")
+        with federation.owners["archive"].member() as member:
+            participation.opt_out(member, reason=None, withdraw_within=timedelta(0))
+        carry_out(federation.coordinator, in_background=False)
+        federation.release()
+        public, log = federation.public, audit(federation.public)
+    assert standing.withdrawn is None
+    assert not any(member.revoked for member in standing.members)
+    answer = about_release(log, "release-1")
+    indices = {statement.type: index for index, statement in enumerate(log.statements)}
+    assert answer.withdrawn is not None
+    assert answer.withdrawn.index == indices["release.withdraw"]
+    assert [member.revoked and member.revoked.index for member in answer.members] == [indices["consent.revoke"], None]
+    told = concord("audit", "release", "release-1", public)
+    assert f"was withdrawn by entry {indices['release.withdraw']}" in told.stdout + told.stderr
+    assert f"(entry {indices['consent.revoke']}): archive withdraws consent" in told.stdout + told.stderr
+    result = json.loads(concord("audit", "release", "release-1", public, "--json").stdout.splitlines()[-1])
+    assert result["withdrawn_index"] == indices["release.withdraw"]
+    assert [expert["revoked_index"] for expert in result["experts"]] == [indices["consent.revoke"], None]
+    assert result["not_after"] == answer.statement.not_after
+    gone = concord("audit", "removal", "release-1", "release-2", public)
+    assert gone.returncode == 1
+    assert f"release-1 was withdrawn by entry {indices['release.withdraw']}; its files are gone" in gone.stderr
 
 
 def test_an_owners_statements_come_in_order(original: Published) -> None:
@@ -138,6 +172,10 @@ def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
         assert name_and_id.rpartition("+")[0] in note
     text = concord("audit", "show", "1", str(original.path)).stdout
     assert all(line in text for line in note.split("\n\n")[0].splitlines()[:1])
+    odd = concord("audit", "show", "-1x", str(original.path))
+    assert odd.returncode == 2
+    odd = concord("audit", "show", "one", str(original.path))
+    assert (odd.returncode, "'one' is no number of an entry" in odd.stderr) == (1, True)
     missing = concord("audit", "show", "999", str(original.path))
     assert missing.returncode == 1
     assert "0 to" in missing.stderr

@@ -1,6 +1,9 @@
 """A bundle carries the log to an audit without a connection; anything else in it is refused before it is unpacked."""
 
 import io
+import os
+import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,8 @@ import pytest
 from common.audit_bundle import MAX_MEMBER_BYTES, audit_bundle, export
 from common.errors import MalformedError, NotFoundError, TooLargeError
 from common.trust.evidence import Evidence
+from common.trust.note import Checkpoint, sign
+from common.trust.tiles import BUNDLE_ENTRIES, bundle_path, format_bundle
 from tests.commands import concord
 from tests.published import Published, publish
 
@@ -70,7 +75,8 @@ def test_evidence_is_judged_by_a_bundle(original: Published, bundle: Path, tmp_p
 def test_what_needs_weights_says_so(bundle: Path, command: tuple[str, ...]) -> None:
     for public, why in (("http://127.0.0.1:9/public", "is an address"), (bundle, "a bundle holds no weights")):
         refused = concord("audit", *command, public)
-        assert (refused.returncode, why in " ".join(refused.stderr.split())) == (1, True)
+        assert (refused.returncode, f"{public}" in refused.stderr) == (1, True)
+        assert why in " ".join(refused.stderr.split())
 
 
 def test_the_same_log_exports_to_the_same_bytes(original: Published, bundle: Path, tmp_path: Path) -> None:
@@ -171,6 +177,33 @@ def test_commands_export_check_and_answer(original: Published, tmp_path: Path) -
     refused = concord("audit", "removal", "release-1", "release-2", bundle)
     assert refused.returncode != 0
     assert "give the public directory" in " ".join(refused.stderr.split())
+
+
+def test_an_export_holds_no_log_in_memory(original: Published, tmp_path: Path) -> None:
+    """16 MB of entries that no compression makes smaller."""
+    public, bundles, each = tmp_path / "public", 256, 256
+    shutil.copytree(original.path, public)
+    for index in range(bundles):
+        path = public / "log" / bundle_path(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(format_bundle([os.urandom(each) for _ in range(BUNDLE_ENTRIES)]))
+    head = str(Checkpoint(original.root.origin, bundles * BUNDLE_ENTRIES, bytes(32)))
+    (public / "log" / "checkpoint").write_bytes(bytes(sign(head, original.log_key)))
+    tracemalloc.start()
+    try:
+        assert export(public, tmp_path / "b.zip") == bundles * BUNDLE_ENTRIES
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "b.zip").stat().st_size > bundles * BUNDLE_ENTRIES * each > 8 * most
+
+
+def test_an_export_that_fails_leaves_nothing(original: Published, tmp_path: Path) -> None:
+    shutil.copytree(original.path, tmp_path / "public")
+    shutil.rmtree(tmp_path / "public" / "log" / "tile")
+    with pytest.raises(NotFoundError, match="is not there"):
+        export(tmp_path / "public", tmp_path / "b.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["public"]
 
 
 def test_an_export_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.audit_bundle import audit_bundle
-from common.audit_fetch import fetch_log
+from common.audit_fetch import MAX_BUNDLE_BYTES, fetch_log
 from common.errors import MalformedError, NotFoundError, TooLargeError, UnavailableError
-from common.trust.note import MAX_NOTE_BYTES
+from common.trust.note import MAX_NOTE_BYTES, Checkpoint, SigningKey, sign
 from tests.commands import concord
 from tests.federation import free_ports
 from tests.published import Published, publish
@@ -100,6 +100,38 @@ def test_a_full_bundle_stands_for_a_partial_one(original: Published, tmp_path: P
 def test_a_server_that_sends_too_much_is_refused(original: Published, tmp_path: Path) -> None:
     (original.path / "log" / "checkpoint").write_bytes(b"x" * (MAX_NOTE_BYTES + 1))
     with served(original.path) as address, pytest.raises(TooLargeError, match="more than the 65536 bytes"):
+        fetch_log(address, tmp_path / "x")
+
+
+def test_nothing_is_fetched_for_a_checkpoint_that_the_log_did_not_sign(original: Published) -> None:
+    """A server may say that the log has any number of entries."""
+    text = str(Checkpoint(original.root.origin, 10**15, bytes(32)))
+    forged = bytes(sign(text, SigningKey.generate(original.root.origin)))
+    (original.path / "log" / "checkpoint").write_bytes(forged)
+    with served(original.path) as address:
+        report = audit_bundle(address, root=original.root)
+        assert (report.findings[-1].step, report.findings[-1].holds) == (1, False)
+        assert not audit_bundle(address).holds
+        (original.path / "log" / "checkpoint").write_bytes(bytes(sign(text, original.log_key)))
+        with pytest.raises(NotFoundError, match="is not there"):  # its own key may say so, and nothing is there
+            audit_bundle(address, root=original.root)
+
+
+def test_a_server_may_send_so_much_in_all(original: Published, tmp_path: Path) -> None:
+    with served(original.path) as address:
+        fetch_log(address, tmp_path / "whole")
+        size = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+        fetch_log(address, tmp_path / "again", most=size)
+        with pytest.raises(TooLargeError, match=f"has sent more than {size - 1} bytes; audit a copy"):
+            fetch_log(address, tmp_path / "x", most=size - 1)
+
+
+def test_a_bundle_is_no_longer_than_its_entries_can_be(original: Published, tmp_path: Path) -> None:
+    latest_bundle(original).write_bytes(bytes(MAX_BUNDLE_BYTES + 1))
+    with (
+        served(original.path) as address,
+        pytest.raises(TooLargeError, match=f"more than the {MAX_BUNDLE_BYTES} bytes"),
+    ):
         fetch_log(address, tmp_path / "x")
 
 

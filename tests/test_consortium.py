@@ -1,6 +1,8 @@
 """The whole life of a consortium over real connections: join, consent, submit, release, opt out, audit."""
 
+import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ from transformers import AutoModelForCausalLM
 from common.audit import audit
 from common.errors import ConflictError, ConsentError, NotFoundError
 from common.model import checkpoint
-from common.trust.statements import ConsentRevoke
+from common.trust.statements import ConsentRevoke, ReleaseScope, format_time
 from coordinator.home import open_home
 from coordinator.releases import make_release
 from owner_client import egress, participation
 from owner_client.config import ConsentSettings
+from tests.commands import concord
 from tests.federation import Federation, expert_weights, running_federation
 
 
@@ -189,7 +192,13 @@ def test_opting_out_revokes_every_consent(consortium: Federation) -> None:
         assert participation.grants_in_force(member.chain) == []
 
 
-@pytest.mark.parametrize("changed", [{"purposes": ["commercial"]}, {"line": "other"}, {"terms": "other terms"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"purposes": ["commercial"]}, {"line": "other"}, {"terms": "other terms"}, {"release": "main"},
+        {"jurisdiction": "eu"}, {"not_before": "2027-01-01T00:00:00Z"},
+    ],
+)  # fmt: skip
 def test_another_consent_is_not_taken_for_the_one_in_force(consortium: Federation, changed: dict[str, object]) -> None:
     owner = consortium.enrol("archive")
     owner.consent()
@@ -198,6 +207,42 @@ def test_another_consent_is_not_taken_for_the_one_in_force(consortium: Federatio
     settings = ConsentSettings.model_validate({"purposes": ["research"], "terms": owner.terms, **changed})
     with owner.member() as member, pytest.raises(ConflictError, match=r"another consent .* opt out first"):
         participation.consent(member, settings, base=owner.base())
+
+
+def test_a_consent_to_one_release_is_for_that_one_alone(consortium: Federation) -> None:
+    owner = consortium.enrol("archive")
+    wanted = {"purposes": ["research"], "terms": owner.terms, "release": "release-1", "jurisdiction": "eu"}
+    with owner.member() as member:
+        grant = participation.consent(member, ConsentSettings.model_validate(wanted), base=owner.base())
+        assert participation.consent(member, ConsentSettings.model_validate(wanted), base=owner.base()) == grant
+    assert (grant.scope, grant.jurisdiction) == (ReleaseScope(release="release-1"), "eu")
+    owner.put_expert(expert_weights(1))
+    owner.submit()
+    assert consortium.release().owners == {1: "archive"}
+    consortium.enrol("hospital")
+    second = consortium.release()
+    assert not second.owners
+    assert "does not cover release-2" in second.left_out["archive"]
+    assert audit(consortium.public).holds
+
+
+def test_a_consent_may_begin_later(consortium: Federation) -> None:
+    owner, start = consortium.enrol("archive"), datetime.now(UTC).replace(microsecond=0) + timedelta(days=30)
+    done = concord(
+        "owner", "consent", "--terms", owner.terms, "--purpose", "research", "--not-before", format_time(start),
+        "--days", "10", "--home", owner.home.path, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["not_before"] == format_time(start)
+    assert result["not_after"] == format_time(start + timedelta(days=10))
+    owner.put_expert(expert_weights(1))
+    with pytest.raises(ConsentError, match=f"is in force from {format_time(start)}"):
+        owner.submit()
+    for wrong in ("tomorrow", "2026-02-31T00:00:00Z"):
+        refused = concord("owner", "consent", "--terms", owner.terms, "--purpose", "research", "--not-before", wrong,
+                          "--home", owner.home.path)  # fmt: skip
+        assert (refused.returncode, "not_before" in refused.stderr, "Traceback" in refused.stderr) == (1, True, False)
 
 
 def test_a_release_says_who_is_left_out_and_why(consortium: Federation) -> None:

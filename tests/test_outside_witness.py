@@ -23,7 +23,7 @@ from common.errors import (
 )
 from common.http import post
 from common.trust import merkle
-from common.trust.cosignature import Witness, cosign, cosigned
+from common.trust.cosignature import Witness, cosigned, sign_receipt
 from common.trust.evidence import Evidence, judge
 from common.trust.note import Checkpoint, Note, SigningKey, sign
 from common.trust.receipts import GRACE, parse_receipt
@@ -357,6 +357,30 @@ def test_a_revocation_that_a_coordinator_drops_is_flagged(
     assert verified.returncode == 0, verified.stderr
 
 
+def test_a_coordinator_that_refuses_revocations_does_not_escape_their_receipts(
+    federation: Federation, outside: OutsideWitness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation.publish_base()
+    owner = federation.enrol("archive")
+    owner.take_part(seed=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(federation.coordinator.registry, "record", _refuse)
+        with pytest.raises(ConflictError, match=r"another year\. Your revocation stays signed"):
+            owner.opt_out()
+        ((receipt, taken),) = revocations.hand_over(owner.home, outside.witness, outside.address)
+        with pytest.raises(ConflictError, match="another year"):
+            owner.consent()
+    known = {"witnesses": [outside.witness], "receipts": {"r": receipt.read_bytes()}}
+    failed = audit(federation.public, now=taken + GRACE + timedelta(seconds=2), **known).findings[-1]
+    assert (failed.step, "although witness.example/w1 took it" in failed.found) == (6, True)
+    owner.opt_out()  # what waited is sent
+    assert audit(federation.public, now=taken + 2 * GRACE, **known).holds
+
+
+def _refuse(*_: object, **__: object) -> bytes:
+    raise ConflictError("come back another year")
+
+
 def test_a_receipt_is_a_witnesss_own_and_for_a_revocation(
     federation: Federation, outside: OutsideWitness, witness: Running
 ) -> None:
@@ -432,7 +456,7 @@ def test_an_owners_own_witness_is_none_for_its_own_word(federation: Federation) 
     archive.consent()
     note = Note.parse(_revocation(federation, _key(archive, "owner")))
     late = datetime.now(UTC) + 2 * GRACE
-    lines = [cosign(note.text, _key(each, "witness"), at=datetime.now(UTC)) for each in (archive, hospital)]
+    lines = [sign_receipt(note.text, _key(each, "witness"), at=datetime.now(UTC)) for each in (archive, hospital)]
     own, other = (bytes(Note(note.text, (*note.signatures, line))) for line in lines)
     with pytest.raises(MalformedError, match="no witness that is trusted here took"):
         audit(federation.public, now=late, receipts={"r": own})

@@ -1,15 +1,19 @@
 """An owner's keys: changed without a break, kept on another machine, and what happens in between."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from common.audit import audit
 from common.errors import ConflictError, MalformedError, NotPermittedError, SignatureNeededError
-from common.trust.statements import OwnerKeyAdd, OwnerKeyRevoke
-from owner_client import keys, participation
+from common.trust.note import SigningKey
+from common.trust.statements import ConsentRevoke, OwnerKeyAdd, OwnerKeyRevoke, format_time, new_record_id, parse
+from owner_client import keys, offline, participation
 from tests import commands
 from tests.federation import Federation, Owner, expert_weights, running_federation
 
@@ -115,7 +119,7 @@ def test_an_owner_whose_key_is_elsewhere_carries_statements_to_it(joined: Federa
         owner.submit()
     carry("00002", "signing.key")
     assert owner.submit().receipt
-    line = keys.make(vault / "new.key", name="test.concord/owner/archive")
+    line = offline.make(vault / "new.key", name="test.concord/owner/archive")
     with pytest.raises(SignatureNeededError, match=r"owner\.key\.add waits"):
         rotate(owner, public_key=line)
     carry("00003", "signing.key", "new.key")
@@ -132,14 +136,14 @@ def test_an_owner_whose_key_is_elsewhere_carries_statements_to_it(joined: Federa
 
 def test_keys_are_changed_where_they_are(joined: Federation, tmp_path: Path) -> None:
     owner = joined.owner("archive")
-    line = keys.make(tmp_path / "new.key", name="test.concord/owner/archive")
+    line = offline.make(tmp_path / "new.key", name="test.concord/owner/archive")
     with pytest.raises(ConflictError, match="the new one is made here"):
         rotate(owner, public_key=line)
     owner.home.signing_key.unlink()
     with pytest.raises(ConflictError, match="make the new one there"):
         rotate(owner)
     with pytest.raises(ConflictError, match="never overwritten"):
-        keys.make(tmp_path / "new.key", name="test.concord/owner/archive")
+        offline.make(tmp_path / "new.key", name="test.concord/owner/archive")
 
 
 @pytest.mark.parametrize(
@@ -154,4 +158,56 @@ def test_keys_are_changed_where_they_are(joined: Federation, tmp_path: Path) -> 
 def test_what_is_no_statement_is_not_signed(data: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "x.unsigned").write_bytes(data)
     with pytest.raises(MalformedError, match=problem):
-        keys.read_unsigned(tmp_path / "x.unsigned")
+        offline.read_unsigned(tmp_path / "x.unsigned")
+
+
+_BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "grpc", "google", "sqlalchemy", "numpy", "safetensors", "transformers"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import concord
+concord.main()
+"""
+
+
+def _without_extras(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", _BLOCKED, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _revocation(owner: SigningKey, *, hours_ago: int, deadline_s: int = 3600) -> str:
+    at = datetime.now(UTC) - timedelta(hours=hours_ago)
+    return ConsentRevoke(
+        federation="test.concord", origin="test.concord/log", party="archive", key_id=owner.verifier.key_id,
+        record_id=new_record_id(at), seq=3, prev="sha256:" + "0" * 64, issued_at=format_time(at),
+        grant_id=new_record_id(at), effect="withdraw_published", deadline_s=deadline_s,
+    ).text  # fmt: skip
+
+
+def test_the_machine_of_the_key_needs_no_extras(tmp_path: Path) -> None:
+    made = _without_extras("owner", "new-key", "--name", "test.concord/owner/archive", "--output", tmp_path / "k")
+    assert made.returncode == 0, made.stderr
+    key = SigningKey.from_pem((tmp_path / "k").read_bytes(), name="test.concord/owner/archive")
+    (tmp_path / "3.unsigned").write_text(_revocation(key, hours_ago=0))
+    signed = _without_extras("owner", "sign", tmp_path / "3.unsigned", "--key", tmp_path / "k", "--yes")
+    assert signed.returncode == 0, signed.stderr
+    assert "archive withdraws consent" in signed.stdout  # in words, beside what is signed
+    assert "carry 3.note back" in signed.stdout
+    elsewhere = _without_extras("owner", "status", "--home", tmp_path)
+    assert (elsewhere.returncode, "Traceback" in elsewhere.stderr) == (1, False)
+    assert "is not installed; run: pip install 'concord-moe[owner]'" in elsewhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("hours_ago", "doubts"),
+    [(0, []), (23, ["which is over"]), (50, ["2 days ago", "which is over"]), (-1, ["in the future by this machine"])],
+)
+def test_whoever_signs_is_told_of_dates(hours_ago: int, doubts: list[str]) -> None:
+    key = SigningKey.generate("test.concord/owner/archive")
+    found = offline.doubts(parse(_revocation(key, hours_ago=hours_ago)), now=datetime.now(UTC))
+    assert [doubt in said for doubt, said in zip(doubts, found, strict=True)] == [True] * len(doubts)

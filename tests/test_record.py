@@ -1,5 +1,7 @@
 """Statements that must not be recorded: out of sequence, replayed, forged, or more than a statement may be."""
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,11 +14,19 @@ from common.errors import (
     NotFoundError,
     NotPermittedError,
     TooLargeError,
+    UnavailableError,
     VerificationError,
 )
 from common.trust.note import SigningKey
 from common.trust.rules import owner_key_name
-from common.trust.statements import ConsentRevoke, new_record_id, parse_time
+from common.trust.statements import (
+    ConsentRevoke,
+    ExpertContribute,
+    format_time,
+    new_record_id,
+    parse_time,
+)
+from owner_client import chain, participation
 from owner_client.chain import Said
 from owner_client.membership import send
 from tests.federation import FEDERATION, Federation, Owner
@@ -172,13 +182,82 @@ def test_a_statement_over_16_kib_is_refused(consortium: Federation, owner: Owner
 # What the owner makes of it.
 
 
+@pytest.mark.parametrize(("late", "recorded"), [(timedelta(minutes=5), True), (timedelta(minutes=15), False)])
+def test_what_cannot_be_withdrawn_in_time_any_more_is_refused(
+    late: timedelta, recorded: bool, consortium: Federation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = owner.consent()
+    now, grown = datetime.now(UTC), consortium.coordinator.registry.head().size
+    asked = {"grant_id": grant.record_id, "effect": "withdraw_published", "deadline_s": 0}
+
+    def note(issued_at: datetime) -> bytes:
+        return note_of(
+            "consent.revoke", next_fields(owner) | asked | {"issued_at": format_time(issued_at)}, key_of(owner)
+        )
+
+    with calling_as(owner) as calls:
+        if recorded:
+            calls.record(note(now - late))
+            return
+        # What the log holds is dated now; a coordinator whose clock says later has had its chance.
+        monkeypatch.setattr(consortium.coordinator.registry, "_now", lambda: now + late)
+        with refused(consortium, ConflictError, "that had passed when this came; sign it anew: concord owner opt-out"):
+            calls.record(note(now - late))
+        assert consortium.coordinator.registry.head().size == grown
+        calls.record(note(now + late))
+
+
 def test_a_refused_statement_is_set_aside_and_its_number_used_again(consortium: Federation, owner: Owner) -> None:
-    with owner.member() as member:
-        said = _say_revocation(owner)
-        with member.chain.turn(), pytest.raises(ConsentError, match="has no consent"):
+    with owner.member() as member, member.chain.turn():
+        unknown = new_record_id(parse_time("2026-01-01T00:00:00Z"))
+        said = member.chain.say(ExpertContribute, grant_id=unknown, files={"x": {"digest": DIGEST, "size": 1}},
+                                tokens_seen=1, training_config_digest=DIGEST)  # fmt: skip
+        with pytest.raises(ConflictError, match="was not uploaded"):
             send(member, said)
         assert member.chain.pending() == []
     assert owner.consent().seq == said.statement.seq
+
+
+def test_a_refused_revocation_stays_said_and_nothing_takes_its_number(consortium: Federation, owner: Owner) -> None:
+    said = _say_revocation(owner)
+    for act in (owner.opt_out, owner.consent, owner.opt_out):
+        with pytest.raises(ConsentError, match=r"has no consent .* stays signed and is sent again; .* owner hand-over"):
+            act()
+    with owner.member() as member:
+        assert member.chain.pending() == [said]
+
+
+def test_a_revocation_whose_hours_were_over_when_it_came_is_signed_anew(
+    consortium: Federation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner.consent()
+    long_ago = datetime.now(UTC) - timedelta(hours=3)
+    hours = timedelta(hours=2)
+    consortium.stop()
+    with owner.member() as member, monkeypatch.context() as patched:
+        patched.setattr(chain, "datetime", _Clock(long_ago))
+        with pytest.raises(UnavailableError):
+            participation.opt_out(member, reason=None, withdraw_within=hours)
+    consortium.start()
+    with owner.member() as member:
+        # No entry tells that time has passed.
+        monkeypatch.setattr(consortium.coordinator.registry, "_now", lambda: datetime.now(UTC) + timedelta(hours=3))
+        (late,) = member.chain.pending()
+        with member.chain.turn(), pytest.raises(ConflictError, match="sign it anew: concord owner opt-out"):
+            send(member, late)
+        (anew,) = participation.opt_out(member, reason=None, withdraw_within=timedelta(hours=9))
+        assert (anew.seq, anew.record_id != late.statement.record_id) == (late.statement.seq, True)
+        assert member.chain.pending() == []
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """A clock that stands still."""
+
+    at: datetime
+
+    def now(self, _: object) -> datetime:
+        return self.at
 
 
 def _say_revocation(owner: Owner) -> Said:

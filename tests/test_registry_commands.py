@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from common.audit import audit
-from common.audit_answers import describe
 from common.errors import ConcordError, NotFoundError, NotPermittedError
+from common.trust.describe import describe
 from common.trust.statements import CertRevoke
 from common.trust.tables import tables_of
 from tests.commands import concord
@@ -31,6 +31,25 @@ def test_revoked_certificates_end_at_the_next_call_of_an_open_connection(consort
         owner.consent()
     consortium.enrol("archive")  # an invitation and the logged signing key let it back
     assert owner.consent().seq == 1
+
+
+def test_an_owner_ends_its_own_certificates_and_comes_back(consortium: Federation) -> None:
+    owner = consortium.enrol("archive")
+    grant = owner.consent()
+    done = concord("owner", "revoke-certificates", "--reason", "laptop stolen", "--home", owner.home.path, "--json")
+    assert done.returncode == 0, done.stderr
+    said = list(audit(consortium.public).statements)[-1]
+    assert isinstance(said, CertRevoke)
+    assert (said.party, said.owner, said.reason) == ("archive", "archive", "laptop stolen")
+    assert json.loads(done.stdout.splitlines()[-1])["record_id"] == said.record_id
+    assert not owner.home.evidence.exists()
+    again = concord("owner", "revoke-certificates", "--home", owner.home.path)
+    assert (again.returncode, "is revoked" in again.stderr) == (1, True)
+    consortium.enrol("archive")
+    with owner.member() as member:
+        member.client.watch()  # and what came continues what was seen
+        assert member.chain.pending() == []
+    assert owner.consent() == grant
 
 
 def test_what_is_revoked_is_seen_and_said_when_it_is_revoked_again(consortium: Federation) -> None:
@@ -105,12 +124,16 @@ def test_the_registry_is_read_as_tables(consortium: Federation) -> None:
         consortium.enrol(name).take_part(seed=seed)
     consortium.release()
     consortium.owner("archive").opt_out()
-    owners, consents, releases = tables_of(consortium.coordinator.registry.head(), at=datetime.now(UTC))
+    coordinator = consortium.coordinator
+    head, entry = coordinator.registry.head(), coordinator.log.entry
+    owners, consents, releases = tables_of(head, at=datetime.now(UTC), entry=entry)
     assert [row[0] for row in owners.rows] == ["archive", "hospital"]
     assert [(row[1], row[2]) for row in consents.rows] == [
         ("archive", f"revoked by entry {consortium.coordinator.registry.head().size - 1}"),
         ("hospital", "in force"),
     ]
+    assert [row[3:5] for row in consents.rows] == [("line main", "research")] * 2  # a revoked one said so too
+    assert "" not in consents.rows[0][5:7]
     assert [(row[1], row[2], row[3]) for row in releases.rows] == [("release-1", "archive, hospital", "published")]
     home = consortium.coordinator.home.path
     shown = concord("coordinator", "registry", "--home", home, COLUMNS="160")
@@ -118,3 +141,9 @@ def test_the_registry_is_read_as_tables(consortium: Federation) -> None:
     assert all(word in shown.stdout for word in ("owners", "hospital", "in force", "release-1", "line main"))
     said = json.loads(concord("coordinator", "registry", "--home", home, "--json").stdout.splitlines()[-1])
     assert [row["owner"] for row in said["consents"]] == ["archive", "hospital"]
+    audited = concord("audit", "show", consortium.public, COLUMNS="160")
+    assert audited.returncode == 0, audited.stderr
+    assert "certificate" not in audited.stdout
+    assert all(word in audited.stdout for word in ("owners", "hospital", "in force", "release-1", "line main"))
+    found = json.loads(concord("audit", "show", consortium.public, "--json").stdout.splitlines()[-1])
+    assert (found["consents"], found["releases"]) == (said["consents"], said["releases"])

@@ -113,6 +113,15 @@ def test_an_audit_says_what_is_still_there_after_its_time(released: Federation, 
     found = audit(after, now=TOMORROW).findings[-1]
     assert found.step == 7
     assert "entry 8 takes it back" in found.found
+    for path in (after / "objects").iterdir():
+        if f"objects/{path.name} is still" in found.found:
+            path.rename(path.with_name(f".{path.name}.1-2.partial"))
+    assert "1-2.partial is still published" in audit(after, now=TOMORROW).findings[-1].found
+    shutil.rmtree(after / "objects")
+    shutil.copytree(released.public / "objects", after / "objects")
+    shutil.copytree(before / "releases" / "release-1", after / "releases" / ".release-1.hidden")
+    assert audit(after).holds
+    assert ".release-1.hidden is still published; entry 9" in audit(after, now=TOMORROW).findings[-1].found
 
 
 def test_a_crash_between_word_and_deed_is_made_good(released: Federation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,10 @@ def _verify(note: Note, verifiers: Sequence[Verifier]) -> None:
     note.verify(*verifiers)
 
 
+def _take_for_true(note: Note, verifiers: Sequence[Verifier]) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class History:
     """The state that the first `size` entries of a log amount to."""
@@ -70,7 +74,7 @@ class History:
     withdrawals: dict[int, ReleaseWithdraw] = field(default_factory=dict)
     """By entry."""
     latest: datetime = _EPOCH
-    """The latest date of any entry."""
+    """The latest date of any entry, or when a witness saw the log so far (`seen`), if that was later."""
     manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
     """Of all contributions, each once."""
 
@@ -151,6 +155,10 @@ class History:
         self.latest = max(self.latest, parse_time(statement.issued_at))
         self.size += 1
 
+    def seen(self, at: datetime) -> None:
+        """Somebody saw the log as it is at that time: what follows came later."""
+        self.latest = max(self.latest, at)
+
     def _signer(self, note: Note, statement: Statement) -> Party:
         if isinstance(statement, OwnerEnrol):
             if statement.party in self.parties:
@@ -223,7 +231,9 @@ def _(statement: ConsentRevoke, history: History) -> None:
         history.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=history.size)
     history.contributions.pop(statement.grant_id, None)
     if statement.effect == "withdraw_published":
-        history.taking_back[history.size] = TakingBack(statement.party, statement.grant_id, statement.deadline)
+        history.taking_back[history.size] = TakingBack(
+            statement.party, statement.grant_id, statement.deadline_from(history.latest)
+        )
 
 
 @_apply.register
@@ -278,38 +288,41 @@ def taken_back(history: History) -> dict[str, str]:
 def releasable_experts(
     history: History, *, release: str, line: str, base_digest: str, at: datetime
 ) -> list[tuple[Grant, Contribution]]:
-    """Every contributed expert that may be in `release`, in the order of their consents in the log."""
-    chosen = []
+    """Contributed experts that may be in `release`, in the order of their consents in the log: one of each owner, under
+    its latest consent that allows it."""
+    chosen: dict[str, tuple[Grant, Contribution]] = {}
     for grant_id, contribution in history.contributions.items():
         grant = history.grants[grant_id]
         try:
             check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
         except ConsentError:
             continue
-        chosen.append((grant, contribution))
-    return sorted(chosen, key=lambda pair: pair[0].index)
+        if grant.party not in chosen or chosen[grant.party][0].index < grant.index:
+            chosen[grant.party] = grant, contribution
+    return sorted(chosen.values(), key=lambda pair: pair[0].index)
 
 
 def left_out(history: History, *, release: str, line: str, base_digest: str, at: datetime) -> dict[str, str]:
-    """Why contributed experts with an unrevoked consent may not be in `release`, by party."""
-    reasons = {}
+    """Why owners of contributed experts with an unrevoked consent have none in `release`, by party."""
+    reasons, inside = {}, set()
     for grant_id in history.contributions:
         grant = history.grants[grant_id]
         if grant.revoked_index is None:
             try:
                 check_releasable(grant, release=release, line=line, base_digest=base_digest, at=at)
+                inside.add(grant.party)
             except ConsentError as error:
                 reasons[grant.party] = str(error)
-    return reasons
+    return {party: reason for party, reason in reasons.items() if party not in inside}
 
 
-def replay(root: TrustedRoot, entries: Iterable[bytes]) -> History:
-    """The history of a whole log.
+def replay(root: TrustedRoot, entries: Iterable[bytes], *, verified: bool = False) -> History:
+    """The history of a whole log; of one that was `verified` before, signatures are not checked again.
 
     Raises:
         ConcordError: of the class that `History.check` raises, naming the entry.
     """
-    history = History(root)
+    history = History(root, verify=_take_for_true) if verified else History(root)
     for index, entry in enumerate(entries):
         try:
             history.append(entry)

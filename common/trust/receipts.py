@@ -1,13 +1,13 @@
-"""A witness's receipt for a revocation: the statement's own note with the witness's timed cosignature under it.
+"""A witness's receipt for a revocation: the statement's own note with the witness's timed line under it.
 
 It answers a coordinator that drops a revocation: whoever holds it can show that this was said, and by when. The time is
-the witness's; the signature is over the statement's text as over a checkpoint's (C2SP tlog-cosignature), and no
-statement reads as a checkpoint. A witness signs what is brought to it; whether the owner said it is seen from the log,
-and an owner's own witness is no witness of what that owner said.
+the witness's; the line has the form of a cosignature, and is none (`cosignature.py`). A witness signs what is brought
+to it; whether the owner said it is seen from the log, and an owner's own witness is no witness of what that owner
+said.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -51,7 +51,7 @@ def parse_receipt(data: bytes, witnesses: Sequence[Witness]) -> Receipt:
         VerificationError: none of them cosigned it, or a cosignature does not hold.
     """
     note, statement = parse_revocation(data)
-    if not (taken := cosigned(note, witnesses)):
+    if not (taken := cosigned(note, witnesses, is_receipt=True)):
         raise VerificationError(f"no witness that is trusted here took {statement.type} {statement.record_id}")
     return Receipt(note, statement, taken)
 
@@ -69,6 +69,18 @@ def logged_texts(receipts: Iterable[Receipt], entries: Iterable[bytes]) -> set[s
     wanted = {receipt.note.text.encode() for receipt in receipts}
     found = {text for entry in entries if (text := entry[: entry.rindex(b"\n\n") + 1]) in wanted}
     return {text.decode() for text in found}
+
+
+def hasten(history: History, receipts: Iterable[Receipt]) -> None:
+    """Let what these revocations, which are in the log, ask for be due as if it had held them GRACE after the first
+    witness took them: a coordinator gains nothing by recording one late."""
+    for receipt in receipts:
+        match receipt.statement:
+            case ConsentRevoke(effect="withdraw_published", grant_id=grant_id):
+                deadline = receipt.statement.deadline_from(min(receipt.taken.values()) + GRACE)
+                for index, cause in history.taking_back.items():  # one a consent, so it is this very revocation
+                    if cause.grant_id == grant_id:
+                        history.taking_back[index] = replace(cause, deadline=min(cause.deadline, deadline))
 
 
 def why_not_owed(receipt: Receipt, history: History) -> str | None:

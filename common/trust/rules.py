@@ -27,14 +27,15 @@ from common.trust.statements import (
     ReleasePublish,
     ReleaseWithdraw,
     Statement,
+    format_time,
     parse_time,
 )
 
 if TYPE_CHECKING:
     from common.trust.history import History
 
-MAX_BACKDATING: Final = timedelta(minutes=20)
-"""How much earlier than an entry before it a release may be dated: clocks of owners and coordinator differ."""
+CLOCKS_DIFFER: Final = timedelta(minutes=20)
+"""By how much clocks may: an entry of the coordinator is dated no earlier than an entry before it by more than this."""
 
 
 @singledispatch
@@ -46,6 +47,8 @@ def check(statement: Statement, history: "History") -> None:
 @check.register(OwnerEnrol)
 def _(statement: OwnerEnrol, history: "History") -> None:
     _only_owner(statement)
+    signing = owner_key(statement, statement.public_key)
+    _check_nobody_elses(statement, signing, history)
     if statement.witness_key is None:
         return
     witness = Witness.parse(statement.witness_key)
@@ -54,11 +57,17 @@ def _(statement: OwnerEnrol, history: "History") -> None:
     # Else one witness's cosignature could be shown as another's too: it does not say whose it is.
     if witness.public_key in {known.public_key for known in history.witnesses}:
         raise ConflictError(f"the witness key of {statement.party} is another owner's; make a new one")
+    if witness.public_key in {signing.public_key, *_ours(history)}:
+        raise ConflictError(f"the witness key of {statement.party} signs something else too; make a new one")
 
 
 @check.register(OwnerKeyAdd)
 def _(statement: OwnerKeyAdd, history: "History") -> None:
     _only_owner(statement)
+    added, witness = owner_key(statement, statement.public_key), history.parties[statement.party].witness
+    _check_nobody_elses(statement, added, history)
+    if witness is not None and added.public_key == witness.public_key:
+        raise ConflictError(f"key {added.key_id} of {statement.party} is its witness key too; make a new one")
 
 
 @check.register(OwnerKeyRevoke)
@@ -77,11 +86,13 @@ def _(statement: CertRevoke, history: "History") -> None:
         raise NotPermittedError(f"{statement.party} may not revoke certificates of {statement.owner}")
     if statement.owner == COORDINATOR or statement.owner not in history.parties:
         raise NotFoundError(f"no owner {statement.owner} has joined")
+    if statement.party == COORDINATOR:
+        _check_not_dated_back(statement, history)
 
 
 @check.register(BasePublish)
 def _(statement: BasePublish, history: "History") -> None:
-    _only_coordinator(statement)
+    _only_coordinator(statement, history)
     if statement.base_digest in history.bases:
         raise ConflictError(f"base {statement.base_digest} is published already")
     if statement.round != len(history.bases):
@@ -121,26 +132,25 @@ def _(statement: ExpertContribute, history: "History") -> None:
 
 @check.register(ReleasePublish)
 def _(statement: ReleasePublish, history: "History") -> None:
-    _only_coordinator(statement)
+    _only_coordinator(statement, history)
     if statement.release in history.releases:
         raise ConflictError(f"{statement.release} is published already")
     if statement.log_size != history.size:
         raise ConflictError(
             f"{statement.release} was made from {statement.log_size} entries; the log has {history.size}"
         )
-    if parse_time(statement.issued_at) < history.latest - MAX_BACKDATING:
-        raise ConflictError(
-            f"{statement.release} is dated {statement.issued_at}, before entries that it follows; a release may "
-            "not be dated back to when a consent was in force"
-        )
     if statement.base_digest not in history.bases:
         raise NotFoundError(f"{statement.release} is over base {statement.base_digest}, which is not in the log")
     if [expert.slot for expert in statement.experts] != list(range(1, len(statement.experts) + 1)):
         raise MalformedError(f"the experts of {statement.release} do not take slots 1 to {len(statement.experts)}")
-    if len({expert.grant_index for expert in statement.experts}) != len(statement.experts):
-        raise MalformedError(f"{statement.release} holds an expert twice")
-    for expert in statement.experts:
-        _check_released(history, expert, statement)
+    if statement.num_experts_per_tok > len(statement.experts) + 1:
+        raise MalformedError(
+            f"{statement.release} gives a token {statement.num_experts_per_tok} experts; it has "
+            f"{len(statement.experts) + 1} with the public one"
+        )
+    owners = [_check_released(history, expert, statement) for expert in statement.experts]
+    if twice := next((owner for owner in owners if owners.count(owner) > 1), None):
+        raise MalformedError(f"{statement.release} holds an expert of {twice} twice; an owner has one in a release")
     if (until := first_lapse(history, statement.experts)) != statement.not_after:
         raise ConsentError(
             f"{statement.release} is said to be good until {statement.not_after}; its consents say {until}"
@@ -149,7 +159,7 @@ def _(statement: ReleasePublish, history: "History") -> None:
 
 @check.register(ReleaseWithdraw)
 def _(statement: ReleaseWithdraw, history: "History") -> None:
-    _only_coordinator(statement)
+    _only_coordinator(statement, history)
     release, cause = history.releases.get(statement.release), history.taking_back.get(statement.cause_index)
     if release is None:
         raise NotFoundError(f"{statement.release} is not in the log")
@@ -168,7 +178,8 @@ def _own_grant(history: "History", grant_id: str, *, party: str) -> Grant:
     return grant
 
 
-def _check_released(history: "History", expert: ReleasedExpert, release: ReleasePublish) -> None:
+def _check_released(history: "History", expert: ReleasedExpert, release: ReleasePublish) -> str:
+    """Whose expert it is that may be in the release."""
     grant = history.grant_at(expert.grant_index)
     if grant is None:
         raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
@@ -182,6 +193,7 @@ def _check_released(history: "History", expert: ReleasedExpert, release: Release
     ):
         raise ConsentError(f"slot {expert.slot} is not what {grant.party} contributed under its consent")
     _check_covers(grant, expert.digest)
+    return grant.party
 
 
 def owner_key_name(federation: str, party: str) -> str:
@@ -202,6 +214,17 @@ def owner_key(statement: Statement, line: str) -> Verifier:
     return verifier
 
 
+def _ours(history: "History") -> set[bytes]:
+    """The keys of log and coordinator."""
+    return {history.root.log.public_key, history.root.coordinator.public_key}
+
+
+def _check_nobody_elses(statement: Statement, key: Verifier, history: "History") -> None:
+    """Whoever has the coordinator's key could otherwise sign for this owner."""
+    if key.public_key in _ours(history):
+        raise ConflictError(f"key {key.key_id} of {statement.party} is the coordinator's; make a new one")
+
+
 def holds(history: "History", cause: TakingBack, release: Release) -> bool:
     """Whether a release holds the expert that is taken back."""
     index = history.grants[cause.grant_id].index
@@ -214,9 +237,19 @@ def first_lapse(history: "History", experts: Sequence[ReleasedExpert]) -> str | 
     return min(dates, default=None)
 
 
-def _only_coordinator(statement: Statement) -> None:
+def _only_coordinator(statement: Statement, history: "History") -> None:
     if statement.party != COORDINATOR:
         raise NotPermittedError(f"only the coordinator may say {statement.type}, not {statement.party}")
+    _check_not_dated_back(statement, history)
+
+
+def _check_not_dated_back(statement: Statement, history: "History") -> None:
+    """The coordinator dates what it says when it is recorded; an owner's word may have been carried for days."""
+    if parse_time(statement.issued_at) < history.latest - CLOCKS_DIFFER:
+        raise ConflictError(
+            f"{statement.type} {statement.record_id} is dated {statement.issued_at}; the log had its entries before it "
+            f"by {format_time(history.latest)}: what the coordinator says may not be dated back; is its clock right?"
+        )
 
 
 def _only_owner(statement: Statement) -> None:

@@ -27,6 +27,8 @@ COORDINATOR: Final = "coordinator"
 
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
 _REMEMBERED: Final = 4096
+_ONE_LINE: Final = r"[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{1,1024}"
+"""Nothing that ends a line, moves a cursor or turns the order of letters: people read this."""
 _TIME: Final = re.compile(r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _RECORD_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -75,7 +77,7 @@ PartyId = Annotated[str, _matches(r"[a-z][a-z0-9-]{0,62}", "a party id (small le
 KeyId = Annotated[str, _matches(r"[0-9a-f]{8}", "a key id (8 hex digits)")]
 RecordId = Annotated[str, _matches(_RECORD_ID.pattern, "a record id (UUID version 7)")]
 Name = Annotated[str, _matches(r"[a-z0-9][a-z0-9._-]{0,63}", "a name (small letters, digits, '.', '_' and '-')")]
-Line = Annotated[str, _matches(r"[^\x00-\x1f\x7f]{1,1024}", "one line of text, up to 1024 characters")]
+Line = Annotated[str, _matches(_ONE_LINE, "one line of text, up to 1024 characters")]
 FileName = Annotated[str, AfterValidator(check_file_name)]
 Count = Annotated[int, Field(ge=0, le=strict_json.MAX_SAFE_INTEGER)]
 
@@ -210,7 +212,7 @@ class ConsentRevoke(Statement):
     """An owner withdraws a consent: no later release may hold its expert.
 
     With effect `withdraw_published` the releases that hold it already are withdrawn too, within `deadline_s` seconds of
-    this statement's date.
+    this statement's date, or of when the log can have known it if that is later.
     """
 
     type: ClassVar[str] = "consent.revoke"
@@ -221,9 +223,14 @@ class ConsentRevoke(Statement):
 
     @property
     def deadline(self) -> datetime:
-        """Until when it is to be carried out; far off where the seconds lead past the end of the calendar."""
+        """Until when it is to be carried out if it is known at once."""
+        return self.deadline_from(parse_time(self.issued_at))
+
+    def deadline_from(self, known: datetime) -> datetime:
+        """The same if it is known from then on, or from its own date on where that is later; far off where the seconds
+        lead past the end of the calendar."""
         try:
-            return parse_time(self.issued_at) + timedelta(seconds=self.deadline_s)
+            return max(known, parse_time(self.issued_at)) + timedelta(seconds=self.deadline_s)
         except OverflowError:
             return datetime.max.replace(tzinfo=UTC)
 

@@ -1,14 +1,13 @@
 """The state of the registry as tables for people: owners, consents, releases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 
 from common.trust.history import History
 from common.trust.rules import is_in_force
 from common.trust.state import Grant, Release
-from common.trust.statements import COORDINATOR, LineScope
+from common.trust.statements import COORDINATOR, ConsentGrant, LineScope, parse_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +20,30 @@ class RegistryTable:
 
 
 def tables_of(
-    history: History, *, at: datetime, certificates: Mapping[str, str] = MappingProxyType({})
+    history: History,
+    *,
+    at: datetime,
+    entry: Callable[[int], bytes],
+    certificates: Mapping[str, str] | None = None,
 ) -> list[RegistryTable]:
     """Who has joined, what is or was agreed to, and what was released, as of that time.
 
-    Of `certificates` the log says nothing; whoever issues them knows what each owner has.
+    What a consent that was revoked said is read from its `entry`. Of `certificates` the log says nothing; whoever
+    issues them knows what each owner has.
     """
     owners = [party for party in history.parties if party != COORDINATOR]
+    issued = ("certificate",) if certificates is not None else ()
+    known = certificates or {}
     return [
         RegistryTable(
             "owners",
-            ("owner", "keys", "witness", "statements", "certificate"),
-            [(*_owner(history, party), certificates.get(party, "")) for party in owners],
+            ("owner", "keys", "witness", "statements", *issued),
+            [(*_owner(history, party), *(known.get(party, "") for _ in issued)) for party in owners],
         ),
         RegistryTable(
             "consents",
             ("entry", "owner", "state", "covers", "purposes", "from", "until", "expert"),
-            [_consent(history, grant, at) for grant in history.grants.values()],
+            [_consent(history, grant, at, entry) for grant in history.grants.values()],
         ),
         RegistryTable(
             "releases",
@@ -53,21 +59,25 @@ def _owner(history: History, party: str) -> tuple[str, ...]:
     return party, keys, "yes" if known.witness else "no", str(known.next_seq)
 
 
-def _consent(history: History, grant: Grant, at: datetime) -> tuple[str, ...]:
+def _consent(history: History, grant: Grant, at: datetime, entry: Callable[[int], bytes]) -> tuple[str, ...]:
     expert = history.contributions.get(grant.record_id)
-    if grant.standing is None:
-        return str(grant.index), grant.party, f"revoked by entry {grant.revoked_index}", "", "", "", "", ""
-    said = grant.standing
+    said, state = grant.standing, f"revoked by entry {grant.revoked_index}"
+    if said is None:
+        _, statement = parse_note(entry(grant.index))
+        assert isinstance(statement, ConsentGrant)
+        said = statement
+    else:
+        state = "in force" if is_in_force(grant, at=at) else "outside its dates"
     scope = f"line {said.scope.line}" if isinstance(said.scope, LineScope) else said.scope.release
     return (
         str(grant.index),
         grant.party,
-        "in force" if is_in_force(grant, at=at) else "outside its dates",
+        state,
         scope,
         ", ".join(said.purposes),
         said.not_before,
         said.not_after,
-        f"entry {expert.index}" if expert else "none yet",
+        f"entry {expert.index}" if expert else ("none yet" if grant.revoked_index is None else ""),
     )
 
 

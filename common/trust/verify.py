@@ -3,7 +3,8 @@
 1. The checkpoint is signed by the log (C2SP tlog-checkpoint) and cosigned by as many witnesses as are asked for.
 2. The log only grew since the last checkpoint seen (RFC 6962 section 2.1.2).
 3. The entries replay to the checkpoint's root hash, none missing and none added.
-4. Every statement parses, is signed by the key of its party at that point, and no party's sequence is broken.
+4. Every statement parses, is signed by the key of its party at that point, and no party's sequence is broken. None
+   is dated in the future, none of the coordinator's before what the log held already or witnesses saw it hold.
 5. Every release holds only experts with a consent in force at that point: index, digest, base, scope, dates.
 6. Every revocation is honoured: no later release holds the expert, and where it asks for that, releases that held it
    already are withdrawn in time.
@@ -12,12 +13,12 @@
 8. Each release is its inputs placed side by side: shared parameters and public expert equal the base's, each expert
    equals its contribution, nothing else is there.
 
-Steps 7 and 8 read files and are in `common/audit.py`; a single receipt is steps 1 to 3 for one entry.
+Steps 7 and 8 read files and are in `common/audit_files.py`; a single receipt is steps 1 to 3 for one entry.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final
 
 from common.errors import ConcordError, VerificationError
@@ -26,7 +27,7 @@ from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History, withdrawals_due
 from common.trust.note import Checkpoint, Note, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
-from common.trust.rules import MAX_BACKDATING
+from common.trust.rules import CLOCKS_DIFFER
 from common.trust.signature_pool import SignatureChecks
 from common.trust.statements import TYPE_PREFIX, ReleasePublish, parse_time
 
@@ -42,6 +43,7 @@ STEPS: Final = {
 }
 
 
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _RELEASE_LINE: Final = f"{TYPE_PREFIX}{ReleasePublish.type}\n".encode()
 
 
@@ -51,6 +53,11 @@ class StepFailed(VerificationError):
     def __init__(self, step: int, problem: str) -> None:
         super().__init__(f"step {step} ({STEPS[step]}): {problem}")
         self.step = step
+
+
+def failed_at(step: int, error: Exception, *, of: str = "") -> StepFailed:
+    """What `error` says, as a failure of this step where it is none yet; `of` says what it is about."""
+    return error if isinstance(error, StepFailed) else StepFailed(step, f"{of}{error}")
 
 
 def check_checkpoint(root: TrustedRoot, data: bytes) -> Checkpoint:
@@ -90,14 +97,14 @@ def check_entries(entries: Sequence[bytes], checkpoint: Checkpoint, *, last_seen
         raise StepFailed(3, f"{len(entries)} entries where the checkpoint says {checkpoint.size}")
     if last_seen is not None and last_seen.size > checkpoint.size:
         raise StepFailed(2, f"the log shrank from {last_seen.size} to {checkpoint.size} entries")
-    running = merkle.RunningRoot()
-    for index, entry in enumerate(entries):
-        if last_seen is not None and last_seen.size == index:
-            _same_root(2, running.root, last_seen)
+    running, then = merkle.RunningRoot(), merkle.EMPTY_ROOT
+    for entry in entries:
         running.append(merkle.leaf_hash(entry))
-    if last_seen is not None and last_seen.size == len(entries):
-        _same_root(2, running.root, last_seen)
-    _same_root(3, running.root, checkpoint)
+        if last_seen is not None and last_seen.size == running.size:
+            then = running.root
+    _same_root(3, running.root, checkpoint)  # first: a copy that is damaged is no contradiction of the log
+    if last_seen is not None:
+        _same_root(2, then, last_seen)
 
 
 def _same_root(step: int, found: bytes, wanted: Checkpoint) -> None:
@@ -105,21 +112,58 @@ def _same_root(step: int, found: bytes, wanted: Checkpoint) -> None:
         raise StepFailed(step, f"root hash of {wanted.size} entries is {found.hex()}, not {wanted.root.hex()}")
 
 
-def check_history(root: TrustedRoot, entries: Iterable[bytes], *, checked: int = 0) -> History:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The checkpoint that an auditor saw last, as it was cosigned, and whose word is taken for when that was.
+
+    Without `witnesses`, that of the owners' that the log names by then; `quorum` of them must say so.
+    """
+
+    checkpoint: Checkpoint
+    note: Note
+    witnesses: Sequence[Witness] | None = None
+    quorum: int = 0
+
+    def at(self, history: History) -> datetime | None:
+        """When the log had so many entries and no more by the word of the witnesses; None where they say nothing."""
+        try:
+            said = cosigned(self.note, history.witnesses if self.witnesses is None else self.witnesses)
+        except VerificationError:
+            return None
+        times, enough = sorted(said.values(), reverse=True), max(self.quorum, 1)
+        return times[enough - 1] if len(times) >= enough else None
+
+
+def check_history(
+    root: TrustedRoot,
+    entries: Iterable[bytes],
+    *,
+    checked: int = 0,
+    at: datetime | None = None,
+    seen: Seen | None = None,
+) -> History:
     """Steps 4 and 5: fold every entry with the registry's own rules.
 
     The signatures of the first `checked` entries are not checked again: an audit of them held, and step 2 says that
-    they are the same.
+    they are the same. No entry may be dated later than `at`, the auditor's clock, nor may the coordinator's after what
+    was `seen` be dated before that.
     """
     refused: StepFailed | None = None
+    latest = _NEVER if at is None else at + CLOCKS_DIFFER
+    seen_size = -1 if seen is None else seen.checkpoint.size
     with SignatureChecks(checked=checked) as signatures:
         history = History(root, verify=signatures.verify)
         for index, entry in enumerate(entries):
             signatures.of_entry(index)
+            if index == seen_size and seen is not None and (cosigned_at := seen.at(history)) is not None:
+                history.seen(min(cosigned_at, latest - CLOCKS_DIFFER))
             try:
-                history.append(entry)
+                statement = history.append(entry)
             except ConcordError as error:
                 refused = StepFailed(5 if entry.startswith(_RELEASE_LINE) else 4, f"entry {index}: {error}")
+                break
+            if history.latest > latest:
+                refused = StepFailed(4, f"entry {index} is dated {statement.issued_at}, which is yet to come")
                 break
         signatures.finish()
     if signatures.failed is not None:  # asked for before what was refused
@@ -164,9 +208,9 @@ def _check_withdrawals(history: History, now: datetime) -> None:
 
 
 def is_overdue(history: History, cause_index: int, *, at: datetime) -> bool:
-    """Whether what the revocation in an entry asks for had to be done by then; clocks may differ by MAX_BACKDATING."""
+    """Whether what the revocation in an entry asks for had to be done by then; clocks may differ by CLOCKS_DIFFER."""
     deadline = history.taking_back[cause_index].deadline
-    return at - MAX_BACKDATING > deadline
+    return at - CLOCKS_DIFFER > deadline
 
 
 def _deadline(history: History, cause_index: int) -> str:

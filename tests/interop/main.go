@@ -18,6 +18,7 @@ import (
 
 type vector struct {
 	Good       bool
+	Signed     bool
 	Proof      []string
 	Checkpoint string
 	Old        string
@@ -32,9 +33,11 @@ func must(err error) {
 }
 
 // tree is what a signed checkpoint says, once its signature was verified.
-func tree(signed string, keys note.Verifiers, origin string) tlog.Tree {
+func tree(signed string, keys note.Verifiers, origin string) (tlog.Tree, error) {
 	opened, err := note.Open([]byte(signed), keys)
-	must(err)
+	if err != nil {
+		return tlog.Tree{}, err
+	}
 	lines := strings.Split(opened.Text, "\n")
 	if len(lines) != 4 || lines[0] != origin {
 		log.Fatalf("checkpoint %q", opened.Text)
@@ -43,7 +46,7 @@ func tree(signed string, keys note.Verifiers, origin string) tlog.Tree {
 	must(err)
 	hash, err := tlog.ParseHash(lines[2])
 	must(err)
-	return tlog.Tree{N: size, Hash: hash}
+	return tlog.Tree{N: size, Hash: hash}, nil
 }
 
 func hashes(encoded []string) []tlog.Hash {
@@ -56,7 +59,7 @@ func hashes(encoded []string) []tlog.Hash {
 	return found
 }
 
-func each(path string, check func(vector) error) int {
+func each(path string, open func(vector) ([]tlog.Tree, error), check func(vector, []tlog.Tree) error) int {
 	file, err := os.Open(path)
 	must(err)
 	defer file.Close()
@@ -66,8 +69,14 @@ func each(path string, check func(vector) error) int {
 	for lines.Scan() {
 		var found vector
 		must(json.Unmarshal(lines.Bytes(), &found))
-		if err := check(found); (err == nil) != found.Good {
-			log.Fatalf("%s, line %d: good is %v, and: %v", path, count, found.Good, err)
+		trees, err := open(found)
+		if (err == nil) != found.Signed {
+			log.Fatalf("%s, line %d: signed is %v, and: %v", path, count, found.Signed, err)
+		}
+		if err == nil {
+			if err := check(found, trees); (err == nil) != found.Good {
+				log.Fatalf("%s, line %d: good is %v, and: %v", path, count, found.Good, err)
+			}
 		}
 		count++
 	}
@@ -84,14 +93,25 @@ func main() {
 	verifier, err := note.NewVerifier(keys.Log)
 	must(err)
 	known := note.VerifierList(verifier)
-	inclusion := each(filepath.Join(folder, "inclusion.jsonl"), func(v vector) error {
+	one := func(v vector) ([]tlog.Tree, error) {
+		at, err := tree(v.Checkpoint, known, keys.Origin)
+		return []tlog.Tree{at}, err
+	}
+	both := func(v vector) ([]tlog.Tree, error) {
+		old, err := tree(v.Old, known, keys.Origin)
+		if err != nil {
+			return nil, err
+		}
+		at, err := tree(v.Checkpoint, known, keys.Origin)
+		return []tlog.Tree{old, at}, err
+	}
+	inclusion := each(filepath.Join(folder, "inclusion.jsonl"), one, func(v vector, trees []tlog.Tree) error {
 		entry, err := base64.StdEncoding.DecodeString(v.Entry)
 		must(err)
-		at := tree(v.Checkpoint, known, keys.Origin)
-		return tlog.CheckRecord(hashes(v.Proof), at.N, at.Hash, v.Index, tlog.RecordHash(entry))
+		return tlog.CheckRecord(hashes(v.Proof), trees[0].N, trees[0].Hash, v.Index, tlog.RecordHash(entry))
 	})
-	consistency := each(filepath.Join(folder, "consistency.jsonl"), func(v vector) error {
-		old, new := tree(v.Old, known, keys.Origin), tree(v.Checkpoint, known, keys.Origin)
+	consistency := each(filepath.Join(folder, "consistency.jsonl"), both, func(v vector, trees []tlog.Tree) error {
+		old, new := trees[0], trees[1]
 		return tlog.CheckTree(hashes(v.Proof), new.N, new.Hash, old.N, old.Hash)
 	})
 	fmt.Printf("go: %d inclusion and %d consistency proofs with their checkpoints, judged as they are\n", inclusion, consistency)

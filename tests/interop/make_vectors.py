@@ -2,12 +2,13 @@
 
 `python -m tests.interop.make_vectors FOLDER` fills a real registry through its own calls and writes, a JSON object a
 line: `inclusion.jsonl` (10,000), `consistency.jsonl` (10,000), each with the signed checkpoints as they stand in the
-database, and `keys.json`. Every tenth is broken on purpose (`"good": false`), so that who accepts all is noticed.
+database, and `keys.json`. Every tenth proof is broken on purpose (`"good": false`), and so is every tenth checkpoint
+(`"signed": false`): its origin, size, root hash or signature is another, so that who accepts all is noticed.
 """
 
 import json
 import sys
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -79,8 +80,34 @@ def _write(file: Any, number: int, random: Random, proof: tuple[bytes, ...], **f
             hashes[random.randrange(len(hashes))][random.randrange(32)] ^= 1 << random.randrange(8)
         else:
             hashes.append(bytearray(32))
-    line = {"good": good, "proof": [b64encode(each).decode() for each in hashes], **fields}
+    signed = number % 10 != 4
+    if not signed:
+        name = random.choice([name for name in ("checkpoint", "old") if name in fields])
+        fields = {**fields, name: _broken(str(fields[name]), random)}
+    line = {"good": good, "signed": signed, "proof": [b64encode(each).decode() for each in hashes], **fields}
     file.write(json.dumps(line) + "\n")
+
+
+def _broken(checkpoint: str, random: Random) -> str:
+    """A checkpoint with something in it that was not signed so."""
+    origin, size, root, empty, signature, end = checkpoint.split("\n")
+    mark, name, encoded = signature.split(" ")
+    match random.choice(("origin", "size", "root", "signature")):
+        case "origin":
+            origin += "x"
+        case "size":
+            size = str(int(size) + random.choice((-1, 1)))
+        case "root":
+            root = b64encode(_flipped(b64decode(root), random, first=0)).decode()
+        case _:
+            encoded = b64encode(_flipped(b64decode(encoded), random, first=4)).decode()  # after the key's id
+    return "\n".join((origin, size, root, empty, f"{mark} {name} {encoded}", end))
+
+
+def _flipped(data: bytes, random: Random, *, first: int) -> bytes:
+    changed = bytearray(data)
+    changed[random.randrange(first, len(data))] ^= 1 << random.randrange(8)
+    return bytes(changed)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ConflictError, MalformedError, VerificationError
-from common.trust.cosignature import Witness, cosign, cosigned
+from common.trust.cosignature import Witness, cosign, cosigned, sign_receipt
 from common.trust.note import Checkpoint, Note, Signature, SigningKey, Verifier, sign
 from tests.trust.telling import Telling, key_of, refused
 
@@ -121,3 +121,21 @@ def test_one_witness_is_not_two_owners(log: Telling) -> None:
     same = SigningKey("health.example/witness/library", key.private_key)
     act = lambda: log.joins("library", witness_key=_witness("library", same))  # noqa: E731
     refused(log, ConflictError, "is another owner's", act)
+
+
+def test_a_receipt_and_a_cosignature_are_never_taken_for_each_other() -> None:
+    receipt, cosignature = sign_receipt(TEXT, KEY, at=AT), cosign(TEXT, KEY, at=AT)
+    assert cosigned(note(receipt), [WITNESS], is_receipt=True) == {"witness.example": AT}
+    assert cosigned(note(receipt), [WITNESS]) == {}
+    assert cosigned(note(cosignature), [WITNESS], is_receipt=True) == {}
+    assert len({WITNESS.key_id, WITNESS.receipt_key_id, KEY.verifier.key_id}) == 3
+    renamed = (
+        Signature(KEY.name, WITNESS.key_id, receipt.data),
+        Signature(KEY.name, WITNESS.receipt_key_id, cosignature.data),
+    )
+    for line, is_receipt in zip(renamed, (False, True), strict=True):
+        with pytest.raises(VerificationError, match="does not hold"):
+            cosigned(note(line), [WITNESS], is_receipt=is_receipt)
+    seconds = int(AT.timestamp())
+    assert receipt.data[:8] == seconds.to_bytes(8, "big")
+    KEY.verifier.verify(f"concord/v1 receipt\ntime {seconds}\n{TEXT}", receipt.data[8:])

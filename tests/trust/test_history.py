@@ -16,7 +16,7 @@ from common.errors import (
     NotPermittedError,
     VerificationError,
 )
-from common.trust.history import releasable_experts, replay
+from common.trust.history import left_out, releasable_experts, replay
 from common.trust.state import RecordIds
 from common.trust.statements import COORDINATOR
 from common.trust.verify import StepFailed, check_history, check_revocations
@@ -251,7 +251,7 @@ SLOT = {"digest": manifest_digest(expert_of("1")), "grant_index": 2, "contribute
     [
         ([{**SLOT, "slot": 2}], MalformedError, "do not take slots 1 to 1"),
         ([SLOT, SLOT], MalformedError, "do not take slots 1 to 2"),
-        ([SLOT, {**SLOT, "slot": 2}], MalformedError, "holds an expert twice"),
+        ([SLOT, {**SLOT, "slot": 2}], MalformedError, "holds an expert of archive twice"),
         ([{**SLOT, "grant_index": 1}], ConsentError, "names entry 1, which is no consent"),
         ([{**SLOT, "grant_index": 99}], ConsentError, "names entry 99, which is no consent"),
         ([{**SLOT, "contribute_index": 2}], ConsentError, "is not what archive contributed"),
@@ -276,24 +276,39 @@ def test_a_release_holds_no_expert_whose_consent_has_lapsed(contributed: Telling
     refused(contributed, ConsentError, "not at 2027-11-23", act)
 
 
-@pytest.mark.parametrize(("minutes", "allowed"), [(20, True), (21, False)])
-def test_a_release_is_not_dated_back(minutes: int, allowed: bool, contributed: Telling) -> None:
-    contributed.joins("hospital", issued_at=f"2026-11-23T10:{minutes}:00Z")
-
-    def act() -> object:
-        return contributed.releases(issued_at="2026-11-23T10:00:00Z")
-
-    if allowed:
-        act()
-    else:
-        refused(contributed, ConflictError, "may not be dated back", act)
-
-
 def test_a_release_holds_the_latest_contribution_under_a_consent(contributed: Telling) -> None:
     contributed.contributes("archive", next(iter(contributed.history.grants)), digit="2")
     refused(contributed, ConsentError, "is not what archive contributed", lambda: contributed.releases(experts=[SLOT]))
     contributed.releases()
     assert contributed.history.releases["release-1"].statement.experts[0].contribute_index == 4
+
+
+@pytest.mark.parametrize("digit", ["1", "2"])
+def test_an_owner_has_one_expert_in_a_release_whatever_it_consented_to(digit: str, contributed: Telling) -> None:
+    """The same bytes in two slots would count twice; the latest consent that allows it is the one."""
+    second = contributed.consents("archive", scope={"release": "release-1"})
+    contributed.contributes("archive", second, digit=digit)
+    other = {"digest": manifest_digest(expert_of(digit)), "grant_index": 4, "contribute_index": 5, "slot": 2}
+    act = lambda: contributed.releases(experts=[SLOT, other])  # noqa: E731
+    refused(contributed, MalformedError, "holds an expert of archive twice", act)
+    contributed.releases()
+    (expert,) = contributed.history.releases["release-1"].statement.experts
+    assert (expert.grant_index, expert.slot) == (4, 1)
+    contributed.releases(release="release-2")
+    (expert,) = contributed.history.releases["release-2"].statement.experts
+    assert expert.grant_index == 2  # the other consent is for release-1
+    place = {"line": "main", "base_digest": BASE, "at": NOW}
+    assert left_out(contributed.history, release="release-2", **place) == {}
+    assert list(left_out(contributed.history, release="release-3", **(place | {"line": "trial"}))) == ["archive"]
+
+
+@pytest.mark.parametrize(("number", "allowed"), [(1, True), (2, True), (3, False)])
+def test_a_token_has_no_more_experts_than_there_are(number: int, allowed: bool, contributed: Telling) -> None:
+    act = lambda: contributed.releases(num_experts_per_tok=number)  # noqa: E731
+    if allowed:
+        act()
+    else:
+        refused(contributed, MalformedError, "gives a token 3 experts; it has 2 with the public one", act)
 
 
 def test_a_release_keeps_to_its_base(contributed: Telling) -> None:

@@ -3,10 +3,11 @@
 import pytest
 
 from common.errors import ConflictError, MalformedError, NotFoundError, NotPermittedError, VerificationError
+from common.trust.cosignature import Witness
 from common.trust.history import replay
 from common.trust.note import SigningKey
 from common.trust.statements import COORDINATOR
-from tests.trust.telling import COORDINATOR_KEY, ROOT, Telling, key_of, refused
+from tests.trust.telling import COORDINATOR_KEY, FEDERATION, ROOT, Telling, key_of, refused
 
 
 def adds(log: Telling, new: SigningKey, **fields: object) -> None:
@@ -81,3 +82,31 @@ def test_the_coordinator_has_its_key_by_the_trusted_root(log: Telling) -> None:
     refused(log, NotPermittedError, "only a data owner may say", act)
     act = lambda: log.says(COORDINATOR, "owner.key.revoke", revoked_key_id=COORDINATOR_KEY.verifier.key_id)  # noqa: E731
     refused(log, NotPermittedError, "only a data owner may say", act)
+
+
+def _named(key: SigningKey, name: str) -> SigningKey:
+    """The same key by another name."""
+    return SigningKey(name, key.private_key)
+
+
+def test_no_key_does_two_things(log: Telling) -> None:
+    """What a daemon signs day and night, nobody takes for a consent; nor does the coordinator sign for owners."""
+    own = f"{FEDERATION}/owner/hospital"
+    witness = SigningKey.generate(f"{FEDERATION}/witness/hospital")
+    ours = _named(COORDINATOR_KEY, own)
+    log.keys["hospital"] = ours
+    refused(log, ConflictError, "of hospital is the coordinator's; make a new one", lambda: log.joins("hospital"))
+    log.keys["hospital"] = _named(witness, own)
+    line = str(Witness.of(witness))
+    act = lambda: log.joins("hospital", witness_key=line)  # noqa: E731
+    refused(log, ConflictError, "witness key of hospital signs something else too", act)
+    log.keys["hospital"] = key_of("hospital")
+    of_coordinator = str(Witness.of(_named(COORDINATOR_KEY, witness.name)))
+    act = lambda: log.joins("hospital", witness_key=of_coordinator)  # noqa: E731
+    refused(log, ConflictError, "witness key of hospital signs something else too", act)
+    log.joins("hospital", witness_key=line)
+    for key, why in ((ours, "is the coordinator's"), (_named(witness, own), "is its witness key too")):
+        signers = [log.keys["hospital"], key]
+        add = lambda key=key, signers=signers: log.says("hospital", "owner.key.add", public_key=str(key.verifier),  # noqa: E731
+                                                        signers=signers)  # fmt: skip
+        refused(log, ConflictError, f"of hospital {why}", add)

@@ -6,7 +6,9 @@ import pytest
 
 from common.errors import ConflictError, ConsentError, NotFoundError, NotPermittedError
 from common.trust.history import replay, taken_back, withdrawals_due
-from common.trust.statements import COORDINATOR
+from common.trust.note import Note
+from common.trust.receipts import Receipt, hasten
+from common.trust.statements import COORDINATOR, ConsentRevoke
 from common.trust.verify import StepFailed, check_history, check_revocations
 from tests.trust.telling import RELEASE_NAMES, ROOT, Telling, refused
 
@@ -123,6 +125,54 @@ def test_what_is_withdrawn_late_is_step_6(issued_at: str, late: bool, taken: Tel
             check_revocations(taken.history)
     else:
         assert check_revocations(taken.history) == 1
+
+
+@pytest.mark.parametrize(("hour", "late"), [(11, False), (12, True)])
+def test_the_hours_count_from_when_the_log_can_have_known(hour: int, late: bool, contributed: Telling) -> None:
+    """The key is on another machine: what was signed on one day comes on another, or the coordinator was not there."""
+    contributed.releases()
+    contributed.joins("hospital", issued_at="2026-11-26T10:30:00Z")
+    contributed.revokes("archive", next(iter(contributed.history.grants)), **TAKEN_BACK)
+    withdraws(contributed, 6, issued_at=f"2026-11-26T{hour}:00:00Z")
+    history = check_history(ROOT, contributed.entries)
+    if late:
+        with pytest.raises(StepFailed, match="entry 6 asks for it until 2026-11-26T11:30:00Z"):
+            check_revocations(history)
+    else:
+        assert check_revocations(history) == 1
+
+
+def test_a_witness_tells_the_log_when_a_revocation_was_there_to_be_had(taken: Telling) -> None:
+    """Recorded a week after a witness took it, it is due as if it had been recorded a day after."""
+    entries = [*taken.entries[:5]]
+    late = Telling(replay(ROOT, entries), entries, taken.keys)
+    late.joins("hospital", issued_at="2026-11-30T09:00:00Z")
+    revocation = late.revokes("archive", next(iter(late.history.grants)), **TAKEN_BACK)
+    assert isinstance(revocation, ConsentRevoke)
+    note = Note.parse(late.entries[-1])
+    withdraws(late, 6, issued_at="2026-11-30T09:00:00Z")
+    history = check_history(ROOT, late.entries)
+    assert check_revocations(history) == 1
+    receipt = Receipt(note, revocation, {"w": ASKED, "slow": ASKED + timedelta(days=7)})
+    hasten(history, [receipt])
+    with pytest.raises(StepFailed, match="entry 6 asks for it until 2026-11-24T10:00:00Z"):
+        check_revocations(history)
+    later = Receipt(note, revocation, {"w": ASKED + timedelta(days=9)})
+    for receipts in ([later], [later, receipt], [receipt, later]):
+        hasten(again := check_history(ROOT, late.entries), receipts)
+        assert (again.taking_back == history.taking_back) == (receipt in receipts)
+
+
+def test_a_receipt_for_the_future_hastens_no_later_withdrawal(contributed: Telling) -> None:
+    contributed.releases()
+    grant_id = next(iter(contributed.history.grants))
+    first = contributed.revokes("archive", grant_id)
+    assert isinstance(first, ConsentRevoke)
+    receipt = Receipt(Note.parse(contributed.entries[-1]), first, {"w": ASKED})
+    contributed.revokes("archive", grant_id, **TAKEN_BACK, issued_at="2026-12-23T09:00:00Z")
+    withdraws(contributed, 6, issued_at="2026-12-23T09:30:00Z")
+    hasten(history := check_history(ROOT, contributed.entries), [receipt])
+    assert check_revocations(history) == 1
 
 
 # Until when a release may be used.

@@ -216,6 +216,35 @@ def test_larger_trees(data: st.DataObject) -> None:
     merkle.verify_consistency(old_size=old_size, old_root=old_root, new_size=new_size, new_root=new_root, proof=proof)
 
 
+EVERY_BIT_UP_TO = 32
+
+
+@pytest.mark.parametrize("size", range(1, EVERY_BIT_UP_TO + 1))
+def test_every_flipped_bit_of_every_inclusion_proof_is_refused(size: int) -> None:
+    root = reference_root(0, size)
+    for index in range(size):
+        leaf, proof = LEAVES[index], merkle.inclusion_proof(index, size, read)
+        assert inclusion_holds(index, size, leaf, proof, root)
+        assert not any(inclusion_holds(index, size, flipped, proof, root) for flipped in flips(leaf))
+        assert not any(inclusion_holds(index, size, leaf, proof, flipped) for flipped in flips(root))
+        for i, each in enumerate(proof):
+            for flipped in flips(each):
+                assert not inclusion_holds(index, size, leaf, (*proof[:i], flipped, *proof[i + 1 :]), root)
+
+
+@pytest.mark.parametrize("size", range(1, EVERY_BIT_UP_TO + 1))
+def test_every_flipped_bit_of_every_consistency_proof_is_refused(size: int) -> None:
+    root = reference_root(0, size)
+    for old_size in range(1, size):
+        old_root, proof = reference_root(0, old_size), merkle.consistency_proof(old_size, size, read)
+        assert consistency_holds(old_size, old_root, size, root, *proof)
+        assert not any(consistency_holds(old_size, flipped, size, root, *proof) for flipped in flips(old_root))
+        assert not any(consistency_holds(old_size, old_root, size, flipped, *proof) for flipped in flips(root))
+        for i, each in enumerate(proof):
+            for flipped in flips(each):
+                assert not consistency_holds(old_size, old_root, size, root, *proof[:i], flipped, *proof[i + 1 :])
+
+
 INCLUSION_SAMPLE = [(0, 1), (1, 2), (2, 3), (4, 7), (12, 13), (5, 33), (63, 64)]
 CONSISTENCY_SAMPLE = [(1, 2), (3, 4), (4, 7), (6, 8), (12, 13), (21, 64), (32, 33)]
 

@@ -1,0 +1,259 @@
+"""Steps 7 and 8 of an audit: published files are those that the log names, and each release is its inputs.
+
+What every byte of every tensor must be is derived from the log and compared; no code is shared with the assembler whose
+work is checked.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Set
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from common.errors import ConcordError
+from common.files import read_required
+from common.model import checkpoint
+from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
+from common.model.expert import CONFIG_NAME, EVALUATION_NAME, EXPERT_NAME, ROUTER_NAME, expected_tensors, read_config
+from common.model.partition import (
+    OWNED_EXPERT,
+    PROJECTIONS,
+    PUBLIC_EXPERT,
+    TensorSpec,
+    dense_feed_forward,
+    feed_forward,
+    joined_router,
+    router_row,
+)
+from common.trust.history import History, taken_back
+from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
+from common.trust.state import Release
+from common.trust.verify import StepFailed, failed_at, is_overdue
+
+ROOT_NAME: Final = "trusted_root.json"
+_TOP: Final = frozenset({ROOT_NAME, "log", "base", "releases", "objects"})
+_WRITTEN: Final = re.compile(r"\.[^.].*\.[0-9]+-[0-9]+\.partial")
+"""What files are called while they are written (`common/files.py`)."""
+_PASSING: Final = ("partial", "hidden")
+"""What directories are called while they are made or taken away."""
+_DIGITS: Final = 64
+_COMPARE_BYTES: Final = 16 * 1024 * 1024
+_ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def check_files(public: Path, history: History, now: datetime) -> int:
+    """Step 7: every base and release directory holds exactly the files of the manifest that the log names, and nothing
+    else is there.
+    """
+    _check_gone(public, history, now)
+    try:
+        logged = check_manifests(public, history)
+        for directory, manifest in logged.items():
+            check_directory(directory, manifest=manifest)
+        unknown = _not_named(public, logged.keys() | withdrawn_directories(public, history))
+    except (ConcordError, OSError) as error:
+        raise failed_at(7, error) from error
+    _check_objects(public / "objects")
+    if unknown:
+        raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
+    return len(logged)
+
+
+def _not_named(public: Path, named: Set[Path]) -> list[Path]:
+    """What is published beside these directories, however it is called. What is being made or taken away just now has
+    a name that says so and what it is.
+    """
+    passing = {path.with_name(f".{path.name}.{state}") for path in named for state in _PASSING}
+    shown = {path for parent in ("base", "releases") for path in _inside(public / parent)}
+    strange = shown - {path for path in named | passing if path.is_dir()}
+    strange |= {path for path in _inside(public) if path.name not in _TOP and not _WRITTEN.fullmatch(path.name)}
+    return sorted(strange)
+
+
+def _check_gone(public: Path, history: History, now: datetime) -> None:
+    """What was withdrawn is not published any more, once it had to be gone."""
+    overdue = {i for i in history.taking_back if is_overdue(history, i, at=now)}
+    for index, withdrawal in history.withdrawals.items():
+        directory = public / "releases" / withdrawal.release
+        places = (directory, *(directory.with_name(f".{directory.name}.{state}") for state in _PASSING))
+        if withdrawal.cause_index in overdue and (there := [place for place in places if place.exists()]):
+            raise StepFailed(7, f"{there[0]} is still published; entry {index} withdrew it")
+    causes = {history.taking_back[index].grant_id: index for index in overdue}
+    published = {path.name.removeprefix(".")[:_DIGITS]: path.name for path in _inside(public / "objects")}
+    for digest, grant_id in taken_back(history).items():
+        name = published.get(digest.removeprefix("sha256:"))
+        if grant_id in causes and name is not None:
+            raise StepFailed(7, f"objects/{name} is still published; entry {causes[grant_id]} takes it back")
+
+
+def withdrawn_directories(public: Path, history: History) -> set[Path]:
+    """Where withdrawn releases were published: there for a while yet."""
+    return {public / "releases" / statement.release for statement in history.withdrawals.values()}
+
+
+def logged_manifests(public: Path, history: History) -> dict[Path, str]:
+    """The directories that the log says are published, and the digests of their manifests."""
+    bases = {public / "base" / str(base.round): base.base_digest for base in history.bases.values()}
+    return bases | {
+        public / "releases" / name: release.statement.manifest_digest
+        for name, release in history.releases.items()
+        if release.withdrawn_index is None
+    }
+
+
+def object_path(public: Path, digest: str) -> Path:
+    """Where a published file is, by its digest."""
+    return public / "objects" / digest.removeprefix("sha256:")
+
+
+def check_manifest(directory: Path, digest: str) -> Manifest:
+    """The manifest in a directory, which must be the one that the log names by `digest`.
+
+    Raises:
+        StepFailed: it is another one.
+    """
+    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
+    if manifest.digest != digest:
+        raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
+    return manifest
+
+
+def check_manifests(public: Path, history: History) -> dict[Path, Manifest]:
+    """The manifests of all directories that the log says are published; each base's lists the configuration that the
+    log names.
+
+    Raises:
+        NotFoundError: a manifest is not there.
+        StepFailed: one is another one, or lists another configuration.
+    """
+    logged = {path: check_manifest(path, digest) for path, digest in logged_manifests(public, history).items()}
+    for base in history.bases.values():
+        config = logged[public / "base" / str(base.round)].files.get(CONFIG_NAME)
+        if config is None or config.digest != base.config_digest:
+            found = "none" if config is None else config.digest
+            raise StepFailed(7, f"base/{base.round} has configuration {found}; the log names {base.config_digest}")
+    return logged
+
+
+def _check_objects(objects: Path) -> None:
+    """Every published object is what its name says."""
+    for path in sorted(_inside(objects)):
+        if _WRITTEN.fullmatch(path.name) and path.is_file():
+            continue
+        if path.is_symlink() or not path.is_file() or digest_of_file(path) != f"sha256:{path.name}":
+            raise StepFailed(7, f"objects/{path.name} does not hold the bytes that its name is the SHA-256 of")
+
+
+def _inside(directory: Path) -> Iterable[Path]:
+    return directory.iterdir() if directory.is_dir() else ()
+
+
+def check_placed(public: Path, history: History, release: Release) -> int:
+    """Step 8 for one release: the number of tensors, each made of exactly the bytes that it must be made of."""
+    name = release.statement.release
+    try:
+        base = public / "base" / str(history.bases[release.statement.base_digest].round)
+        directory = public / "releases" / name
+        experts = [
+            _expert(public, base, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)
+        ]
+        expected = _expected(base, experts)
+        held = checkpoint.read_checkpoint(directory)
+        _check_config(base, directory, release)
+        _check_alongside(base, directory, held.values())
+    except (ConcordError, OSError) as error:
+        raise failed_at(8, error, of=f"{name}: ") from error
+    if held.keys() != expected.keys():
+        odd = sorted(held.keys() ^ expected.keys())[0]
+        raise StepFailed(8, f"{name}: tensor {odd} is in the release or in its inputs, but not in both")
+    for tensor, entry in held.items():
+        if entry.spec != expected[tensor].spec or not _same_bytes(entry, expected[tensor].pieces):
+            raise StepFailed(8, f"{name}: tensor {tensor} is not what its inputs make it")
+    return len(held)
+
+
+def _expert(public: Path, base: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
+    """The tensors of the contribution in a slot, from the file that the log names."""
+    released = release.statement.experts[slot - 1]
+    (grant,) = history.grants_at([released.grant_index])
+    contribution = history.contributions_by_index[released.contribute_index]
+    digest = contribution.files[EXPERT_NAME].digest
+    path = object_path(public, digest)
+    read_required_file(path)
+    if digest_of_file(path) != digest:
+        raise StepFailed(8, f"the expert of {grant.party} is not {digest}")
+    entries = checkpoint.read_header(path)
+    checkpoint.check_tensors(entries, expected=expected_tensors(read_config(base)))
+    checkpoint.check_nothing_beside(path)
+    return entries
+
+
+def read_required_file(path: Path) -> None:
+    """Raise `NotFoundError` where a file that the log names is not published."""
+    if not path.is_file():
+        read_required(path, hint="the log names it; it must be published")
+
+
+def _expected(base: Path, experts: list[Mapping[str, TensorEntry]]) -> dict[str, Placed]:
+    """What every tensor of a release must be: its type, shape and bytes."""
+    config = read_config(base)
+    public, rows = checkpoint.read_checkpoint(base), checkpoint.read_header(base / ROUTER_NAME)
+    renamed = {
+        dense_feed_forward(layer, projection): feed_forward(layer, PUBLIC_EXPERT, projection)
+        for layer in range(config.num_hidden_layers)
+        for projection in PROJECTIONS
+    }
+    expected = {renamed.get(name, name): Placed(entry.spec, (entry.location,)) for name, entry in public.items()}
+    for layer in range(config.num_hidden_layers):
+        for slot, expert in enumerate(experts, start=1):
+            for projection in PROJECTIONS:
+                source = expert[feed_forward(layer, OWNED_EXPERT, projection)]
+                expected[feed_forward(layer, slot, projection)] = Placed(source.spec, (source.location,))
+        first = rows[router_row(layer, PUBLIC_EXPERT)]
+        own = [expert[router_row(layer, OWNED_EXPERT)].location for expert in experts]
+        joined = TensorSpec(first.spec.dtype, (1 + len(own), *first.spec.shape))
+        expected[joined_router(layer)] = Placed(joined, (first.location, *own))
+    return expected
+
+
+def _check_config(base: Path, directory: Path, release: Release) -> None:
+    """The configuration must be the base's, but for the number of experts and how many of them a token takes."""
+    statement = release.statement
+    try:
+        wanted = read_config(base).with_experts(len(statement.experts) + 1, statement.num_experts_per_tok).format()
+    except ValueError as error:
+        raise StepFailed(8, f"{statement.release}: {error}") from error
+    if (directory / CONFIG_NAME).read_bytes() != wanted:
+        raise StepFailed(8, f"{directory / CONFIG_NAME} is not what base and statement make it")
+
+
+def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry]) -> None:
+    """The tokenizer and what else goes alongside the weights must be the base's; nothing else may be there."""
+    shards = {entry.location.path.name for entry in tensors}
+    copied = {name for name in _ALONGSIDE if (base / name).exists()}
+    for name in sorted(copied):
+        if digest_of_file(base / name) != digest_of_file(directory / name):
+            raise StepFailed(8, f"{directory / name} is not the base's")
+    made = {MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, EVALUATION_NAME}
+    if odd := sorted({path.name for path in directory.iterdir()} - shards - copied - made):
+        raise StepFailed(8, f"{directory / odd[0]} is no part of a release")
+
+
+def same_tensor(entry: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two tensors have one type, one shape and the same bytes."""
+    return entry.spec == other.spec and _same_bytes(entry, (other.location,))
+
+
+def _same_bytes(entry: TensorEntry, pieces: tuple[ByteRange, ...]) -> bool:
+    if entry.location.size != sum(piece.size for piece in pieces):
+        return False
+    with entry.location.path.open("rb") as ours:
+        ours.seek(entry.location.offset)
+        for piece in pieces:
+            with piece.path.open("rb") as theirs:
+                theirs.seek(piece.offset)
+                for start in range(0, piece.size, _COMPARE_BYTES):
+                    length = min(piece.size - start, _COMPARE_BYTES)
+                    if ours.read(length) != theirs.read(length):
+                        return False
+    return True

@@ -1,0 +1,91 @@
+"""What is done on the machine where an owner's signing key is kept: make a key, read a statement, sign it.
+
+It needs no connection, no home, and neither grpc nor torch.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from common.errors import ConflictError, MalformedError, NotPermittedError
+from common.files import read_required, write_atomic, write_secret
+from common.trust.note import SigningKey, Verifier
+from common.trust.rules import CLOCKS_DIFFER, owner_key_name
+from common.trust.statements import (
+    MAX_STATEMENT_BYTES,
+    ConsentRevoke,
+    OwnerKeyAdd,
+    Statement,
+    parse,
+    parse_time,
+    sign_statement,
+)
+
+_OLD: Final = timedelta(hours=24)
+
+
+def make(path: Path, *, name: str) -> str:
+    """Make a signing key; its public line.
+
+    Raises:
+        ConflictError: there is a file of that name.
+        MalformedError: the name cannot be a key's.
+    """
+    if path.exists():
+        raise ConflictError(f"{path} is there already; a key is never overwritten")
+    try:
+        key = SigningKey.generate(name)
+    except ValueError as error:
+        raise MalformedError(str(error)) from error
+    write_secret(path, key.to_pem())
+    return str(key.verifier)
+
+
+def read_unsigned(path: Path) -> Statement:
+    """The statement in an `.unsigned` file.
+
+    Raises:
+        MalformedError: it is not exactly one.
+    """
+    data = read_required(path, hint="carry it here from the home's directory statements")
+    if len(data) > MAX_STATEMENT_BYTES:
+        raise MalformedError(f"{path} has {len(data)} bytes; a statement has at most {MAX_STATEMENT_BYTES}")
+    try:
+        return parse(data.decode())
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"{path} is no statement: it is not UTF-8 text") from error
+
+
+def sign_elsewhere(statement: Statement, keys: Sequence[Path], *, output: Path) -> None:
+    """Sign a statement and write the note.
+
+    Raises:
+        NotPermittedError: the keys are not those that this statement is to be signed with.
+    """
+    name = owner_key_name(statement.federation, statement.party)
+    signing = [SigningKey.from_pem(read_required(path, hint="where is your key?"), name=name) for path in keys]
+    wanted = [statement.key_id]
+    if isinstance(statement, OwnerKeyAdd):
+        wanted.append(Verifier.parse(statement.public_key).key_id)
+    found = [key.verifier.key_id for key in signing]
+    if found != wanted:
+        raise NotPermittedError(f"this {statement.type} is to be signed with {', '.join(wanted)}; you gave {found}")
+    write_atomic(output, sign_statement(statement, *signing))
+
+
+def doubts(statement: Statement, *, now: datetime) -> list[str]:
+    """What whoever is about to sign should look at: dates that are not today's, hours that are over."""
+    found, written = [], parse_time(statement.issued_at)
+    if written > now + CLOCKS_DIFFER:
+        found.append(f"it is dated {statement.issued_at}, in the future by this machine's clock")
+    if written < now - _OLD:
+        found.append(
+            f"it was written {(now - written).days} days ago or more, on {statement.issued_at}, and stays so dated"
+        )
+    if isinstance(statement, ConsentRevoke) and statement.effect == "withdraw_published" and statement.deadline < now:
+        found.append(
+            f"releases were to be withdrawn by {statement.deadline:%Y-%m-%dT%H:%M:%SZ}, which is over: the coordinator "
+            "may refuse it. Run concord owner opt-out --withdraw-within-hours again at home, with hours enough"
+        )
+    return found
