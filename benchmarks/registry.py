@@ -139,7 +139,7 @@ def fill(plan: Plan) -> dict[str, Any]:
         for party in parties:
             registry.admit(party.joins(), claim=lambda connection: None)
         last = [party for party in parties for _ in range(2)]
-        many = max(0, plan.entries - registry.head().size - SINGLE - len(last) - plan.releases)
+        many = max(0, plan.entries - registry.size() - SINGLE - len(last) - plan.releases)
         started = time.perf_counter()
         for begin in range(0, many, TOGETHER):
             speaking = (parties[number % len(parties)] for number in range(begin, min(many, begin + TOGETHER)))
@@ -170,7 +170,7 @@ def _limit(plan: Plan, coordinator: Coordinator) -> int:
     """Durable commits a second of as many bytes, with a signature checked and one made for each, and nothing else."""
     from sqlalchemy import text
 
-    key, entry = SigningKey.generate("limit"), coordinator.log.entry(coordinator.registry.head().size - 1)
+    key, entry = SigningKey.generate("limit"), coordinator.log.entry(coordinator.registry.size() - 1)
     note = Note.parse(sign_statement_like(entry, key))
     store = coordinator.store
     with store.transaction() as connection:
@@ -195,7 +195,7 @@ def sign_statement_like(entry: bytes, key: SigningKey) -> bytes:
 def prove(plan: Plan) -> dict[str, Any]:
     """Receipts of entries anywhere in the log, and their verification."""
     with open_home(plan.home) as coordinator:
-        size, random, root = coordinator.registry.head().size, Random(0), coordinator.registry.root
+        size, random, root = coordinator.registry.size(), Random(0), coordinator.registry.root
         proofs, checks = [], []
         for index in (random.randrange(size) for _ in range(PROOFS)):
             entry, begun = coordinator.log.entry(index), time.perf_counter()

@@ -192,10 +192,10 @@ def registry(
 ) -> None:
     """The registry as tables: who has joined, what is consented to and until when, what was released with whom."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        now = datetime.now(UTC)
+        now, history = datetime.now(UTC), coordinator.registry.head()
         latest = {name: each.describe(at=now) for name, each in coordinator.enrolment.latest_certificates().items()}
-        found = tables_of(coordinator.registry.head(), at=now, certificates=latest)
-        fields: dict[str, object] = {"entries": coordinator.registry.head().size}
+        found = tables_of(history, at=now, certificates=latest)
+        fields: dict[str, object] = {"entries": history.size}
         for table in found:
             reporter.table(table.title, table.columns, table.rows)
             rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]

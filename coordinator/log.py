@@ -30,12 +30,15 @@ class Appender:
         self._hashes: list[dict[str, Any]] = []
         self._stored = running.stored()
         self.running = running
+        self.last = b""
+        """Leaf hash of the last entry that was added."""
         self.checkpoint = b""
 
     def append(self, note: bytes, *, statement: Statement) -> int:
         """Add an entry; returns its leaf index."""
         index, first = self.running.size, merkle.stored_hash_count(self.running.size)
-        for place, each in enumerate(self.running.append(merkle.leaf_hash(note)), start=first):
+        self.last = merkle.leaf_hash(note)
+        for place, each in enumerate(self.running.append(self.last), start=first):
             self._hashes.append({"position": place, "hash": each})
             self._stored[place] = each
         self._entries.append(
@@ -137,6 +140,11 @@ class Log:
             row = {"tree_size": size, "name": signature.name, "line": str(signature)}
             connection.execute(insert(cosignatures).values(row))
         self._publisher.soon()
+
+    def size(self) -> int:
+        """How many entries are on disk."""
+        with self._store.reading() as connection:
+            return log_size(connection)
 
     def published(self) -> Checkpoint | None:
         """The checkpoint among the static files."""

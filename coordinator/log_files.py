@@ -13,7 +13,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
-from common.errors import UnavailableError
+from common.errors import ConcordError
 from common.files import full_disk_is_unavailable, taking_turns, write_atomic
 from common.trust import merkle
 from common.trust.note import MAX_SIGNATURES, Checkpoint, Verifier, open_checkpoint
@@ -54,7 +54,7 @@ class LogFiles:
         """Bring the files up to the latest signed checkpoint and its cosignatures.
 
         Raises:
-            UnavailableError: the disk is full.
+            UnavailableError: the disk is full, or the database cannot be read.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         with (
@@ -146,18 +146,25 @@ class Publisher:
                 if self._is_closed and not self._is_due:
                     return
                 self._is_due = False
-            self._update()
+            try:
+                self._update()
+            except Exception:  # a loop that ends would leave published files behind the log for good
+                logger.exception("the log's files are not up to date")
+                self._again()
 
     def _update(self) -> None:
         """What was recorded stays recorded where its files cannot be written; they are written later."""
         try:
             self._files.update()
-        except (UnavailableError, OSError) as error:
+        except (ConcordError, OSError) as error:
             logger.warning("the log's files are not up to date: %s", error)
-            with self._changed:
-                self._is_due = not self._is_closed
-                self._done_at = time.monotonic() + _RETRY_S
-                self._start_thread()
+            self._again()
         else:
             with self._changed:
                 self._done_at = time.monotonic()
+
+    def _again(self) -> None:
+        with self._changed:
+            self._is_due = not self._is_closed
+            self._done_at = time.monotonic() + _RETRY_S
+            self._start_thread()

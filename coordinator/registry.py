@@ -22,13 +22,14 @@ from common.errors import (
     MalformedError,
     NotFoundError,
     NotPermittedError,
+    UnavailableError,
     VerificationError,
 )
-from common.trust import merkle
 from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
 from common.trust.root import TrustedRoot
+from common.trust.state import Party
 from common.trust.statements import (
     COORDINATOR,
     ExpertContribute,
@@ -41,11 +42,11 @@ from common.trust.statements import (
     sign_statement,
 )
 from coordinator.group_commit import GroupCommit
+from coordinator.live_history import LiveHistory, snapshot
 from coordinator.log import Appender, Log, index_of
-from coordinator.store import Store, read_hashes, read_notes
+from coordinator.store import Store
 
 MAX_CLOCK_SKEW: Final = timedelta(minutes=10)
-_READ_ENTRIES: Final = 4096
 
 _Kind = TypeVar("_Kind", bound=Statement)
 
@@ -69,6 +70,8 @@ class _Request:
     arrived: bool
     receipt: bytes = b""
     refused: Exception | None = None
+    is_settled: bool = False
+    """Whether the transaction that it was in came to an end."""
 
 
 def _no_effects(connection: Connection, statement: Statement) -> None:
@@ -100,26 +103,48 @@ class Registry:
         self._key = key
         self._now = now
         self._effects = effects
+        self._root = root
         self._lock = RLock()
-        self._history = History(root)
-        self._running = merkle.RunningRoot()
+        self._live = LiveHistory(root)
         self._recording = GroupCommit(self._record_all)
 
     @property
     def root(self) -> TrustedRoot:
         """What parties and auditors trust this registry by."""
-        return self._history.root
+        return self._root
+
+    @contextmanager
+    def history(self) -> Iterator[History]:
+        """The history of all entries on disk, for as long as nothing else happens here: be brief, change nothing.
+
+        Raises:
+            UnavailableError: the database cannot be read, or lost entries.
+        """
+        with self._lock:
+            with self._store.reading() as connection:
+                history = self._live.catch_up(connection)
+            yield history
 
     def head(self) -> History:
-        """The history of all entries on disk. Not to be changed by the caller."""
-        with self._lock, self._store.reading() as connection:
-            return self._catch_up(connection)
+        """The history of all entries on disk, as it is now. A copy: of a large log, ask `history` where it is often."""
+        with self.history() as history:
+            return snapshot(history)
+
+    def size(self) -> int:
+        """How many entries are on disk."""
+        with self.history() as history:
+            return history.size
+
+    def party(self, name: str) -> Party | None:
+        """A party as of the last entry on disk, if it has joined."""
+        with self.history() as history:
+            return history.parties.get(name)
 
     def check(self, note: bytes, *, caller: str) -> Statement:
         """The statement in `note`, if `caller` might record it now or has recorded it already; records nothing."""
         parsed, statement = self._check_caller(note, caller)
         with self._lock, self._store.reading() as connection:
-            history = self._catch_up(connection)
+            history = self._live.catch_up(connection)
             if index_of(connection, statement) is not None:
                 return statement
             return history.check_parsed(parsed, statement)
@@ -136,6 +161,8 @@ class Registry:
         self._recording.submit(request)
         if request.refused is not None:
             raise request.refused
+        if not request.is_settled:
+            raise UnavailableError("the registry failed while it recorded this together with others; try again")
         return request.receipt or self._log.receipt(self._index_of(request.statement))
 
     def record_together(self, said: Sequence[tuple[bytes, str]], *, arrived: bool = False) -> None:
@@ -164,6 +191,7 @@ class Registry:
                 request.refused = request.refused or failed
             return
         for request in requests:
+            request.is_settled = True
             if request.refused is None and (index := append.appended.get(request.statement.record_id)) is not None:
                 request.receipt = append.log.receipt(index)
 
@@ -253,8 +281,8 @@ class Registry:
             VerificationError: no cosignature by it is there, it does not hold, or it is dated in the future.
             ConflictError: this log never signed that checkpoint.
         """
-        parsed, witness = Note.parse(note), self.head().parties[caller].witness
-        if witness is None:
+        parsed, party = Note.parse(note), self.party(caller)
+        if party is None or (witness := party.witness) is None:
             raise NotPermittedError(f"the log names no witness key of {caller}; only witnesses cosign")
         self.keep_cosignature(parsed, witness)
 
@@ -291,33 +319,18 @@ class Registry:
         with self._lock:
             try:
                 with self._store.transaction() as connection:
-                    history = self._catch_up(connection)
+                    history = self._live.catch_up(connection)
                     append = _Appending(
                         connection, self._log.appender(connection, size=history.size), history, self._effects
                     )
                     yield append
                     append.log.seal()
             except BaseException:
-                if self._history.size > self._running.size:  # it holds what did not get onto the disk
-                    self._history, self._running = History(self.root), merkle.RunningRoot()
+                self._live.undone()
                 raise
             if append.statements:
-                self._running = append.log.running.copy()
+                self._live.committed(append.log)
                 self._log.committed(append.log)
-
-    def _catch_up(self, connection: Connection) -> History:
-        """Take what is on disk and was not taken yet. It was checked when it was appended; that it is still the same
-        is what the root hash says."""
-        running, before = self._running, self._history.size
-        while entries := read_notes(connection, self._history.size, self._history.size + _READ_ENTRIES):
-            for entry in entries:
-                running.append(merkle.leaf_hash(entry))
-                self._history.take(parse_note(entry)[1])
-        size = self._history.size
-        if size > before and running.root != merkle.tree_hash(size, read_hashes(connection)):
-            self._history, self._running = History(self.root), merkle.RunningRoot()
-            raise ConflictError(f"the {size} entries here are not those that were signed; restore the newest backup")
-        return self._history
 
     def _check_caller(self, note: bytes, caller: str) -> tuple[Note, Statement]:
         parsed, statement = parse_note(note)

@@ -7,7 +7,7 @@ was and that they are gone. Everything here may be cut off anywhere and done aga
 import logging
 from threading import Thread
 
-from common.errors import ConflictError
+from common.errors import ConcordError, ConflictError
 from common.files import taking_turns
 from common.trust.history import History, taken_back, withdrawals_due
 from common.trust.statements import ReleaseWithdraw
@@ -33,13 +33,16 @@ def carry_out(coordinator: Coordinator, *, in_background: bool) -> list[str]:
 
 def _record_withdrawals(coordinator: Coordinator) -> list[str]:
     names = []
-    for release, cause_index in withdrawals_due(coordinator.registry.head()):
+    with coordinator.registry.history() as history:
+        due = withdrawals_due(history)
+    for release, cause_index in due:
         name = release.statement.release
         try:
             coordinator.registry.issue(ReleaseWithdraw, release=name, cause_index=cause_index)
         except ConflictError:  # another process was faster
-            if coordinator.registry.head().releases[name].withdrawn_index is None:
-                raise
+            with coordinator.registry.history() as history:
+                if history.releases[name].withdrawn_index is None:
+                    raise
         names.append(name)
     return names
 
@@ -48,7 +51,7 @@ def _take_down_or_log(coordinator: Coordinator) -> None:
     try:
         with taking_turns(coordinator.home.release_lock):
             take_down(coordinator)
-    except OSError:
+    except (ConcordError, OSError):
         logger.exception("files of a withdrawn release could not be removed; the next start or release tries again")
 
 

@@ -105,8 +105,14 @@ def test_the_coordinators_role_changes_nothing_else_either(server: Server, datab
         connection.execute(sql)
 
 
-def test_several_coordinators_append_at_once_to_one_log(server: Server, database: str, tmp_path: Path) -> None:
-    """Two homes with the same keys, four callers each; every receipt holds, and the log is one."""
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_several_coordinators_append_at_once_to_one_log(
+    server: Server, database: str, tmp_path: Path, isolation: str
+) -> None:
+    """Two homes with the same keys, four callers each; every receipt holds, and the log is one, whatever isolation the
+    server's administrator made the default."""
+    with psycopg.connect(host=str(server.socket), user=ADMIN, dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{isolation}'")
     first = create(tmp_path / "one", _settings(server.url(WRITER, database)))
     shutil.copytree(first.path, tmp_path / "two")
     with ExitStack() as opened:
