@@ -27,13 +27,14 @@ def serve(path: Path, *, reporter: Reporter) -> None:
     Raises:
         NotFoundError: it is no coordinator's home.
         ConflictError: another daemon serves this home.
-        UnavailableError: a port is in use.
+        UnavailableError: a port is in use, or an outside witness has seen a log that this one does not continue.
     """
     with (
         open_home(path) as coordinator,
         exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),
         stop_on_signals() as stop,
     ):
+        coordinator.registry.check_may_append()
         show_logged(coordinator)
         carry_out(coordinator, in_background=True)
         coordinator.registry.publish()

@@ -50,6 +50,12 @@ class LogFiles:
         path = self._directory / CHECKPOINT_NAME
         return open_checkpoint(path.read_bytes(), log=self._log) if path.exists() else None
 
+    def entries_beyond(self, size: int) -> PurePosixPath | None:
+        """A published entry bundle that holds more than a log of `size` entries has, if there is one."""
+        index, width = size // BUNDLE_ENTRIES, size % BUNDLE_ENTRIES
+        wider = (bundle_path(index, width=each) for each in range(width + 1, BUNDLE_ENTRIES + 1))
+        return next((path for path in wider if (self._directory / path).is_file()), None)
+
     def update(self) -> None:
         """Bring the files up to the latest signed checkpoint and its cosignatures.
 

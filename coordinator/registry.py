@@ -85,7 +85,8 @@ def _utc_now() -> datetime:
 class Registry:
     """Records statements. Thread-safe; several registries may share one store.
 
-    `effects` is what a statement changes beside the log, in the same transaction.
+    `effects` is what a statement changes beside the log, in the same transaction. `contradicted` is asked once, before
+    anything is signed: why nothing may be, because others have seen another log, if they have.
     """
 
     def __init__(
@@ -97,7 +98,10 @@ class Registry:
         key: SigningKey,
         now: Callable[[], datetime] = _utc_now,
         effects: Callable[[Connection, Statement], None] = _no_effects,
+        contradicted: Callable[["Registry"], str | None] = lambda registry: None,
     ) -> None:
+        self._contradicted: Callable[[Registry], str | None] | None = contradicted
+        self._stopped: str | None = None
         self._store = store
         self._log = log
         self._key = key
@@ -139,6 +143,23 @@ class Registry:
         """A party as of the last entry on disk, if it has joined."""
         with self.history() as history:
             return history.parties.get(name)
+
+    def check_may_append(self) -> None:
+        """Ask, once, whether others have seen a log that this one does not continue.
+
+        Raises:
+            UnavailableError: somebody has, now or later; owners keep what they said until this is settled.
+        """
+        with self._lock:
+            if self._contradicted is not None:
+                why, self._contradicted = self._contradicted(self), None
+                self._stopped = self._stopped or why
+            if self._stopped is not None:
+                raise UnavailableError(f"nothing is added to this log: {self._stopped}")
+
+    def stop_appending(self, why: str) -> None:
+        """Sign nothing any more until this is started anew: somebody saw a log that this one does not continue."""
+        self._stopped = self._stopped or why
 
     def check(self, note: bytes, *, caller: str) -> Statement:
         """The statement in `note`, if `caller` might record it now or has recorded it already; records nothing."""
@@ -306,7 +327,8 @@ class Registry:
         return self._log.consistency(old_size, new_size)
 
     def publish(self) -> bytes:
-        """Sign and publish the log's head."""
+        """Sign and publish the log's head; errors as `check_may_append`."""
+        self.check_may_append()
         return self._log.sign_head()
 
     def receipt(self, leaf_index: int) -> bytes:
@@ -317,6 +339,7 @@ class Registry:
     def _appending(self) -> Iterator["_Appending"]:
         """A write transaction over the log's head, which ends with a signed checkpoint over what was appended."""
         with self._lock:
+            self.check_may_append()
             try:
                 with self._store.transaction() as connection:
                     history = self._live.catch_up(connection)

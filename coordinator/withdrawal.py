@@ -63,17 +63,21 @@ def take_down(coordinator: Coordinator) -> None:
         publication.hide(publication.release(release.release))
     gone = _files(coordinator, [release.manifest_digest for release in withdrawn]) | taken_back(history).keys()
     if gone:
-        publication.remove(gone - _needed(coordinator, history))
+        publication.remove(gone - needed_files(coordinator, history))
 
 
-def _needed(coordinator: Coordinator, history: History) -> set[str]:
-    """Digests of all that is named by bases, by releases that stand, and by contributions that were not taken back."""
+def standing_manifests(history: History) -> list[str]:
+    """Digests of the manifests of all bases, and of the releases that stand."""
     manifests = [base.base_digest for base in history.bases.values()]
-    manifests += [r.statement.manifest_digest for r in history.releases.values() if r.withdrawn_index is None]
+    return manifests + [r.statement.manifest_digest for r in history.releases.values() if r.withdrawn_index is None]
+
+
+def needed_files(coordinator: Coordinator, history: History) -> set[str]:
+    """Digests of all that is named by bases, by releases that stand, and by contributions that were not taken back."""
     contributed = {
         file.digest for contribution in history.contributions_by_index.values() for file in contribution.files.values()
     }
-    return _files(coordinator, manifests) | (contributed - taken_back(history).keys())
+    return _files(coordinator, standing_manifests(history)) | (contributed - taken_back(history).keys())
 
 
 def _files(coordinator: Coordinator, manifest_digests: list[str]) -> set[str]:
