@@ -20,7 +20,7 @@ from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
 from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest
-from common.trust.note import Note
+from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, parse_note
 from common.trust.verify import check_receipt
@@ -127,6 +127,10 @@ class Client:
         """Fetch the latest checkpoint, verify that it continues the pinned one, and return its note and size."""
         reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest())
         return reply.checkpoint, self._pins.observe(reply.checkpoint, fetch_proof=self._consistency).size
+
+    def pinned(self) -> Checkpoint | None:
+        """The largest checkpoint that this owner has verified."""
+        return self._pins.pinned()
 
     def cosign(self, checkpoint: bytes) -> None:
         """Hand in a cosignature under a checkpoint that continues all that this owner saw."""

@@ -20,7 +20,7 @@ from common.trust.certificate_request import CertificateRequest
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.note import Note, SigningKey
+from common.trust.note import Checkpoint, Note, SigningKey
 from common.trust.pki import identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.rules import owner_key_name, witness_key_name
@@ -250,10 +250,13 @@ def _witness_in_log(home: OwnerHome, chain: Chain, root: TrustedRoot) -> Signing
 
 
 def cosign_checkpoint(member: Membership, checkpoint: bytes) -> bool:
-    """Cosign a checkpoint that was found to continue what this owner saw; False where that is done or has no key."""
-    if member.witness is None:
-        return False
+    """Cosign a checkpoint that was found to continue what this owner saw; False where that is done or has no key.
+
+    An older one than what was seen last is not cosigned: a coordinator that shows it wants today's word for it.
+    """
     note = Note.parse(checkpoint)
+    if member.witness is None or member.client.pinned() != Checkpoint.parse(note.text):
+        return False
     if cosigned(note, [Witness.of(member.witness)]):
         return False
     ours = Note(note.text, (*note.signatures[:1], cosign(note.text, member.witness, at=datetime.now(UTC))))
