@@ -31,18 +31,18 @@ from common.trust.cosignature import Witness
 from common.trust.history import History, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
 from common.trust.note import Checkpoint
+from common.trust.quorum import MOST_BEHIND, find_quorum, parse_cosigned
 from common.trust.receipts import GRACE, Receipt, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
-from common.trust.statements import Statement, parse_note
-from common.trust.tiles import CHECKPOINT_NAME, LogEntries
+from common.trust.statements import Statement, parse_note, parse_time
+from common.trust.tiles import CHECKPOINT_NAME, COSIGNED_NAME, LogEntries
 from common.trust.verify import (
     STEPS,
     StepFailed,
     check_checkpoint,
     check_entries,
     check_history,
-    check_quorum,
     check_revocations,
 )
 from common.trust.verify import is_overdue as is_revocation_overdue
@@ -76,6 +76,8 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     checkpoint: bytes = b""
+    cosigned: Sequence[bytes] = ()
+    """Checkpoints that witnesses cosigned, which may be smaller ones."""
     releases: dict[str, list[str]] = field(default_factory=dict)
     entries: Sequence[bytes] = ()
     """The log, entry by entry; there when step 4 holds."""
@@ -145,7 +147,7 @@ def audit(
     now = now or datetime.now(UTC)
     try:
         _check_log(public, root, last_seen, report, now, was_audited=was_audited)
-        _check_quorum(report, quorum, witnesses)
+        _check_quorum(report, quorum, witnesses, now)
         _check_receipts(report, receipts, witnesses, now)
         if not log_alone:
             _check_models(public, report, now)
@@ -160,13 +162,17 @@ def _check_log(
     """Steps 1 to 6."""
     found = report.found
     log = public / "log"
+    cosigned = (log / COSIGNED_NAME).read_bytes() if (log / COSIGNED_NAME).exists() else b""  # before what it is about
     report.checkpoint = read_required(log / CHECKPOINT_NAME, hint=_HINT)
     head = check_checkpoint(root, report.checkpoint)
+    report.cosigned = parse_cosigned(cosigned, root)
     found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
     earlier = None if last_seen is None else _earlier(root, last_seen)
     entries = _entries(log, head)
     try:
-        check_entries(entries, head, last_seen=earlier)
+        check_entries(
+            entries, head, last_seen=earlier, others=(check_checkpoint(root, each) for each in report.cosigned)
+        )
     except ConcordError as error:
         raise _failed(3, error) from error
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
@@ -192,14 +198,22 @@ def _earlier(root: TrustedRoot, last_seen: bytes) -> Checkpoint:
         ) from error
 
 
-def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | None) -> None:
+def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | None, now: datetime) -> None:
     """The rest of step 1; who the owners' witnesses are is known once the log is replayed."""
-    known = report.history.witnesses if witnesses is None else witnesses
-    by = check_quorum(report.checkpoint, known, quorum=quorum)
-    who = f"cosigned by {', '.join(by)}" if by else "not cosigned"
-    report.findings[0] = replace(
-        report.findings[0], found=f"{report.findings[0].found}; {who} ({len(by)} of {len(known)} witnesses)"
-    )
+    known, head = report.history.witnesses if witnesses is None else witnesses, report.history.size
+    found = find_quorum((report.checkpoint, *report.cosigned), known, quorum=quorum, head=head)
+    count = f"{len(found.names)} of {len(known)} witnesses"
+    if quorum and found.size < head:
+        waits = parse_time(parse_note(report.entries[found.size])[1].issued_at)
+        if now > waits + MOST_BEHIND:
+            raise StepFailed(
+                1,
+                f"{count} cosigned {found.size} of {head} entries; entry {found.size} of {waits:%Y-%m-%dT%H:%M:%SZ} "
+                f"waits for {quorum} of them for longer than {MOST_BEHIND}",
+            )
+    part = "" if found.size == head else f" up to {found.size} entries"
+    who = f"cosigned{part} by {', '.join(found.names)}" if found.names else "not cosigned"
+    report.findings[0] = replace(report.findings[0], found=f"{report.findings[0].found}; {who} ({count})")
 
 
 def _check_receipts(

@@ -22,7 +22,7 @@ from common.trust.cosignature import Witness
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, LogEntries, bundle_path, format_bundle
+from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, COSIGNED_NAME, LogEntries, bundle_path, format_bundle
 from common.trust.verify import StepFailed
 
 SUFFIX: Final = ".zip"
@@ -32,7 +32,7 @@ MAX_TOTAL_BYTES: Final = 8 * 2**30
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
 _ALLOWED: Final = re.compile(
-    rf"{re.escape(ROOT_NAME)}|log/{CHECKPOINT_NAME}|log/tile/entries/(?:x[0-9]{{3}}/)*[0-9]{{3}}(?:\.p/[0-9]{{1,3}})?|"
+    rf"{re.escape(ROOT_NAME)}|log/(?:{CHECKPOINT_NAME}|{COSIGNED_NAME})|log/tile/entries/(?:x[0-9]{{3}}/)*[0-9]{{3}}(?:\.p/[0-9]{{1,3}})?|"
     rf"(?:base|releases)/[a-z0-9][a-z0-9._-]{{0,63}}/{re.escape(MANIFEST_NAME)}"
 )
 
@@ -53,7 +53,9 @@ def export(public: Path, output: Path) -> int:
 
 
 def _members(public: Path) -> Iterator[tuple[str, bytes]]:
-    # The checkpoint first: entries that land meanwhile are of the next one.
+    # The checkpoint before entries, which may land meanwhile; after what is cosigned, which is of it or an earlier one.
+    if (cosigned := public / "log" / COSIGNED_NAME).exists():
+        yield f"log/{COSIGNED_NAME}", cosigned.read_bytes()
     checkpoint = read_required(public / "log" / CHECKPOINT_NAME, hint=_HINT)
     yield f"log/{CHECKPOINT_NAME}", checkpoint
     yield ROOT_NAME, read_required(public / ROOT_NAME, hint=_HINT)

@@ -4,6 +4,7 @@ Any file server may carry it. Nothing that comes is believed: sizes are limited,
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.error import HTTPError, URLError
@@ -14,7 +15,8 @@ from common.errors import NotFoundError, TooLargeError, UnavailableError
 from common.http import check_address
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import MAX_NOTE_BYTES, Checkpoint, Note
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, bundle_path, format_bundle, parse_bundle
+from common.trust.quorum import MAX_COSIGNED_BYTES
+from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, COSIGNED_NAME, bundle_path, format_bundle, parse_bundle
 
 MAX_FILE_BYTES: Final = 64 * 2**20
 _TIMEOUT_S: Final = 30.0
@@ -38,6 +40,8 @@ def fetch_log(address: str, directory: Path) -> None:
         TooLargeError: a file is larger than such a file may be.
     """
     get = _getter(address)
+    with suppress(NotFoundError):  # where nobody cosigned anything yet
+        _write(directory, f"log/{COSIGNED_NAME}", get(f"log/{COSIGNED_NAME}", MAX_COSIGNED_BYTES))
     checkpoint = get(f"log/{CHECKPOINT_NAME}", MAX_NOTE_BYTES)
     _write(directory, ROOT_NAME, get(ROOT_NAME, MAX_NOTE_BYTES))
     size = Checkpoint.parse(Note.parse(checkpoint).text).size

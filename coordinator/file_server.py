@@ -23,6 +23,7 @@ _RULES: Final = (
     (re.compile(r"/log/tile/.+"), _FOREVER, "application/octet-stream"),
     (re.compile(r"/objects/[0-9a-f]{64}"), _MINUTES, "application/octet-stream"),
     (re.compile(r"/log/checkpoint"), "no-cache", "text/plain; charset=utf-8"),
+    (re.compile(r"/log/cosigned"), "no-cache", "application/octet-stream"),
     (re.compile(r"/trusted_root\.json|/(?:base|releases)/[^/]+/[^/]+"), _MINUTES, None),
 )
 """Path, how long it may be kept, content type where the name does not say it. Nothing else is served."""

@@ -16,9 +16,10 @@ from common.errors import ConflictError, MalformedError, NotFoundError
 from common.trust import merkle
 from common.trust.note import Checkpoint, Note, Proof, Signature, SigningKey, sign
 from common.trust.statements import Statement, parse_note
-from coordinator.log_files import LogFiles, Publisher, latest_checkpoint
+from coordinator.cosigned import cosigned_checkpoints, keep, latest_checkpoint
+from coordinator.log_files import LogFiles, Publisher
 from coordinator.store import Store, read_hashes, read_notes
-from coordinator.tables import checkpoints, cosignatures, entries, hashes
+from coordinator.tables import checkpoints, entries, hashes
 
 
 class Appender:
@@ -140,12 +141,14 @@ class Log:
             ours = connection.execute(select(checkpoints.c.note).where(checkpoints.c.tree_size == size)).scalar()
             if ours is None or Note.parse(bytes(ours)).text != note.text:
                 raise ConflictError(f"the checkpoint of {size} entries that was cosigned is not this log's; keep it")
-            same = (cosignatures.c.tree_size == size, cosignatures.c.name == signature.name)
-            if connection.execute(select(cosignatures.c.line).where(*same)).first() is not None:
-                return
-            row = {"tree_size": size, "name": signature.name, "line": str(signature)}
-            connection.execute(insert(cosignatures).values(row))
-        self._publisher.soon()
+            is_new = keep(connection, size, signature)
+        if is_new:
+            self._publisher.soon()
+
+    def cosigned(self) -> list[bytes]:
+        """For every witness the largest checkpoint that it cosigned, the largest first."""
+        with self._store.reading() as connection:
+            return cosigned_checkpoints(connection)
 
     def size(self) -> int:
         """How many entries are on disk."""

@@ -2,7 +2,8 @@
 
 What is recorded is answered from the database; the files follow. After a quiet time they follow before the answer goes
 out, so whoever opts out finds it published when told; under load a thread of its own brings them up to date with many
-entries at once. The checkpoint is written last, so it never names what is not there.
+entries at once. The checkpoint is written after them, so it never names what is not there; beside it lies for every
+witness the largest checkpoint that it cosigned.
 """
 
 import logging
@@ -11,15 +12,16 @@ from pathlib import Path, PurePosixPath
 from threading import Condition, Thread
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from common.errors import ConcordError
 from common.files import full_disk_is_unavailable, taking_turns, write_atomic
 from common.trust import merkle
-from common.trust.note import MAX_SIGNATURES, Checkpoint, Verifier, open_checkpoint
+from common.trust.note import Checkpoint, Verifier, open_checkpoint
 from common.trust.tiles import (
     BUNDLE_ENTRIES,
     CHECKPOINT_NAME,
+    COSIGNED_NAME,
     TILE_HASHES,
     TILE_HEIGHT,
     bundle_path,
@@ -27,8 +29,8 @@ from common.trust.tiles import (
     tile_path,
     tiles_between,
 )
+from coordinator.cosigned import cosigned_checkpoints, latest_checkpoint
 from coordinator.store import Store, read_hashes, read_notes
-from coordinator.tables import checkpoints, cosignatures
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +70,14 @@ class LogFiles:
             taking_turns(self._directory.parent.parent / "log.lock"),
             self._store.reading() as connection,
         ):
+            # Read after the cosignatures, written before them: who reads them first finds what they are about.
+            cosigned = format_bundle(cosigned_checkpoints(connection))
             note = latest_checkpoint(connection)
             path = self._directory / CHECKPOINT_NAME
-            if note is None or (path.exists() and path.read_bytes() == note):
+            if note is None:
+                return
+            if path.exists() and path.read_bytes() == note:
+                self._write_cosigned(cosigned)
                 return
             published = self.checkpoint()
             before, size = published.size if published else 0, open_checkpoint(note, log=self._log).size
@@ -80,6 +87,12 @@ class LogFiles:
                 start, end = bundle * BUNDLE_ENTRIES, min(size, (bundle + 1) * BUNDLE_ENTRIES)
                 self._write(bundle_path(bundle, width=end - start), format_bundle(read_notes(connection, start, end)))
             write_atomic(path, note)
+            self._write_cosigned(cosigned)
+
+    def _write_cosigned(self, data: bytes) -> None:
+        path = self._directory / COSIGNED_NAME
+        if data and not (path.exists() and path.read_bytes() == data):
+            write_atomic(path, data)
 
     def _write_tile(self, connection: Connection, level: int, index: int, width: int) -> None:
         first = index * TILE_HASHES
@@ -90,22 +103,6 @@ class LogFiles:
         target = self._directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data)
-
-
-def latest_checkpoint(connection: Connection) -> bytes | None:
-    """The latest signed checkpoint, and what witnesses have cosigned of it."""
-    latest = connection.execute(
-        select(checkpoints.c.tree_size, checkpoints.c.note).order_by(checkpoints.c.tree_size.desc()).limit(1)
-    ).first()
-    if latest is None:
-        return None
-    lines = connection.execute(
-        select(cosignatures.c.line)
-        .where(cosignatures.c.tree_size == latest.tree_size)
-        .order_by(cosignatures.c.name)
-        .limit(MAX_SIGNATURES - 1)
-    )
-    return bytes(latest.note) + "".join(f"{line}\n" for (line,) in lines).encode()
 
 
 class Publisher:

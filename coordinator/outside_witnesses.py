@@ -5,6 +5,7 @@ a log that this one does not continue, nothing is signed any more.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -19,6 +20,8 @@ from coordinator.registry import Registry
 
 logger = logging.getLogger(__name__)
 
+_AGAIN_S: Final = 3600.0
+"""A checkpoint that stays the newest one is brought again, so that it is known to be watched."""
 _ROUNDS: Final = 3
 """A witness that is at another size says so; then it is asked again from there."""
 
@@ -32,6 +35,8 @@ class OutsideWitness:
     size: int = 0
     cosigned: int = 0
     """How much of it is known to be cosigned."""
+    cosigned_at: float = float("-inf")
+    """Since when, in seconds by a clock that never goes back."""
 
     @classmethod
     def parse(cls, line: str) -> "OutsideWitness":
@@ -55,14 +60,14 @@ class OutsideWitness:
             # Read after the witness said where it is: another coordinator may have brought it further meanwhile.
             parsed = Note.parse(registry.checkpoint())
             head = Checkpoint.parse(parsed.text)
-            if head.size == self.cosigned:
+            if head.size == self.cosigned and time.monotonic() < self.cosigned_at + _AGAIN_S:
                 return False
             if self.size > head.size:
                 raise ConflictError(_AHEAD.format(who=self.witness.name, seen=self.size, here=head.size))
             status, kind, body = self._add(registry, parsed, head)
             if status == 200:
                 registry.keep_cosignature(parse_cosignatures(body, text=parsed.text), self.witness)
-                self.size = self.cosigned = head.size
+                self.size, self.cosigned, self.cosigned_at = head.size, head.size, time.monotonic()
                 return True
             is_here = kind != SIZE_TYPE or _size(body) == self.size
             if status == 422 or (status == 409 and is_here and 0 < self.size == head.size):

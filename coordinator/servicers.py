@@ -70,7 +70,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     def GetCheckpoint(
         self, request: registry_pb2.GetCheckpointRequest, context: grpc.ServicerContext
     ) -> registry_pb2.GetCheckpointReply:
-        return registry_pb2.GetCheckpointReply(checkpoint=self._log.checkpoint())
+        cosigned = self._log.cosigned() if request.with_cosigned else []
+        return registry_pb2.GetCheckpointReply(checkpoint=self._log.checkpoint(), cosigned=cosigned)
 
     def Cosign(self, request: registry_pb2.CosignRequest, context: grpc.ServicerContext) -> registry_pb2.CosignReply:
         self._registry.cosign(request.checkpoint, caller=caller())

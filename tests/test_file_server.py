@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import UnavailableError
 from coordinator.file_server import FileServer
+from owner_client.membership import cosign_checkpoint
 from tests.commands import concord
 from tests.federation import Federation
 
@@ -21,6 +22,8 @@ def address(consortium: Federation) -> Iterator[str]:
     for seed, name in enumerate(("archive", "hospital")):
         consortium.enrol(name).take_part(seed)
     consortium.release()
+    with consortium.owner("archive").member() as member:
+        assert cosign_checkpoint(member, member.client.watch()[0])
     with FileServer(consortium.public, host="127.0.0.1", port=0) as server:
         yield f"http://127.0.0.1:{server.port}"
 
@@ -36,6 +39,7 @@ def test_what_never_changes_is_kept_and_what_changes_is_asked_for(consortium: Fe
     tile = next(path for path in (consortium.public / "log" / "tile" / "0" / "000.p").iterdir())
     for path, kept in {
         "log/checkpoint": "no-cache",
+        "log/cosigned": "no-cache",
         f"log/tile/0/000.p/{tile.name}": forever,
         f"objects/{some.name}": soon,
         "trusted_root.json": soon,

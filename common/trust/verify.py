@@ -22,9 +22,8 @@ from typing import Final
 
 from common.errors import ConcordError, VerificationError
 from common.trust import merkle
-from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History, withdrawals_due
-from common.trust.note import Checkpoint, Note, Proof, open_checkpoint
+from common.trust.note import Checkpoint, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
 from common.trust.rules import MAX_BACKDATING
 from common.trust.signature_pool import SignatureChecks
@@ -61,17 +60,6 @@ def check_checkpoint(root: TrustedRoot, data: bytes) -> Checkpoint:
         raise StepFailed(1, str(error)) from error
 
 
-def check_quorum(data: bytes, witnesses: Sequence[Witness], *, quorum: int) -> list[str]:
-    """Step 1, the witnesses' part: the names of those that cosigned the checkpoint's note `data`, `quorum` or more."""
-    try:
-        found = list(cosigned(Note.parse(data), witnesses))
-    except ConcordError as error:
-        raise StepFailed(1, str(error)) from error
-    if len(found) < quorum:
-        raise StepFailed(1, f"{len(found)} of {len(witnesses)} witnesses cosigned; {quorum} are asked for")
-    return found
-
-
 def check_growth(old: Checkpoint | None, new: Checkpoint, *, proof: Sequence[bytes]) -> None:
     """Step 2 by a consistency proof; `old` None means nothing was seen before."""
     if old is None:
@@ -84,19 +72,29 @@ def check_growth(old: Checkpoint | None, new: Checkpoint, *, proof: Sequence[byt
         raise StepFailed(2, f"from {old.size} to {new.size} entries: {error}") from error
 
 
-def check_entries(entries: Sequence[bytes], checkpoint: Checkpoint, *, last_seen: Checkpoint | None) -> None:
-    """Steps 2 and 3 by replaying: no proof is needed where all entries are at hand."""
+def check_entries(
+    entries: Sequence[bytes],
+    checkpoint: Checkpoint,
+    *,
+    last_seen: Checkpoint | None,
+    others: Iterable[Checkpoint] = (),
+) -> None:
+    """Steps 2 and 3 by replaying: no proof is needed where all entries are at hand. `others` are checkpoints that the
+    log signed as well; those of larger logs say nothing here."""
     if len(entries) != checkpoint.size:
         raise StepFailed(3, f"{len(entries)} entries where the checkpoint says {checkpoint.size}")
     if last_seen is not None and last_seen.size > checkpoint.size:
         raise StepFailed(2, f"the log shrank from {last_seen.size} to {checkpoint.size} entries")
     running = merkle.RunningRoot()
-    for index, entry in enumerate(entries):
-        if last_seen is not None and last_seen.size == index:
-            _same_root(2, running.root, last_seen)
+    known = sorted(
+        (each for each in (*others, last_seen) if each is not None), key=lambda each: each.size, reverse=True
+    )
+    for entry in entries:
+        while known and known[-1].size == running.size:
+            _same_root(2, running.root, known.pop())
         running.append(merkle.leaf_hash(entry))
-    if last_seen is not None and last_seen.size == len(entries):
-        _same_root(2, running.root, last_seen)
+    while known and known[-1].size == running.size:
+        _same_root(2, running.root, known.pop())
     _same_root(3, running.root, checkpoint)
 
 
