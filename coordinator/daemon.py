@@ -14,6 +14,7 @@ from coordinator.home import open_home, server_identity
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
 from coordinator.servicers import add_services
+from coordinator.upkeep import Upkeep
 from coordinator.withdrawal import carry_out
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         for server in servers:
             server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
-        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), files:
+        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), Upkeep(coordinator), files:
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()

@@ -130,6 +130,10 @@ class Log:
         """Bring the static files up to date."""
         self._publisher.close()
 
+    def follow(self) -> None:
+        """Bring the static files up to what others may have appended or cosigned."""
+        self._publisher.soon()
+
     def cosign(self, note: Note, signature: Signature) -> None:
         """Keep a witness's verified cosignature under the checkpoint in `note`, and publish it under the latest.
 

@@ -202,15 +202,20 @@ def _released(slot: int, grant: Grant, contribution: Contribution) -> ReleasedEx
 
 
 def show_logged(coordinator: Coordinator) -> None:
-    """Show every base and release that the log names and that a crash kept from being shown."""
+    """Show every base and release that the log names and that a crash kept from being shown.
+
+    Raises:
+        NotFoundError: its manifest is not here. Where several homes share a registry, it is where it was made.
+    """
+    publication = coordinator.publication
     with coordinator.registry.history() as history:
-        bases = list(history.bases.values())
-        standing = [release for release in history.releases.values() if release.withdrawn_index is None]
-    for base in bases:
-        coordinator.publication.show(coordinator.publication.base(base.round), manifest_digest=base.base_digest)
-    for release in standing:
-        directory = coordinator.publication.release(release.statement.release)
-        coordinator.publication.show(directory, manifest_digest=release.statement.manifest_digest)
+        logged = {publication.base(base.round): base.base_digest for base in history.bases.values()}
+        for name, release in history.releases.items():
+            if release.withdrawn_index is None:
+                logged[publication.release(name)] = release.statement.manifest_digest
+    for directory, digest in logged.items():
+        if coordinator.settings.database is None or publication.object_path(digest).is_file():
+            publication.show(directory, manifest_digest=digest)
 
 
 def _one_at_a_time(coordinator: Coordinator) -> AbstractContextManager[None]:

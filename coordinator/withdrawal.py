@@ -52,7 +52,7 @@ def _take_down_or_log(coordinator: Coordinator) -> None:
         with taking_turns(coordinator.home.release_lock):
             take_down(coordinator)
     except (ConcordError, OSError):
-        logger.exception("files of a withdrawn release could not be removed; the next start or release tries again")
+        logger.exception("files of a withdrawn release could not be removed; it is tried again")
 
 
 def take_down(coordinator: Coordinator) -> None:
@@ -81,5 +81,7 @@ def needed_files(coordinator: Coordinator, history: History) -> set[str]:
 
 
 def _files(coordinator: Coordinator, manifest_digests: list[str]) -> set[str]:
-    manifests = (coordinator.publication.manifest(digest) for digest in manifest_digests)
-    return {entry.digest for manifest in manifests for entry in manifest.files.values()}
+    """Digests of what these manifests name; of one that is not in this home no file is here, either."""
+    published = coordinator.publication
+    here = (published.manifest(digest) for digest in manifest_digests if published.object_path(digest).is_file())
+    return {entry.digest for manifest in here for entry in manifest.files.values()}
