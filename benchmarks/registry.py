@@ -166,6 +166,9 @@ def fill(plan: Plan) -> dict[str, Any]:
     }
 
 
+_LIMIT_TABLE: Final = "CREATE TABLE bench_limit (note BYTEA)"
+
+
 def _limit(plan: Plan, coordinator: Coordinator) -> int:
     """Durable commits a second of as many bytes, with a signature checked and one made for each, and nothing else."""
     from sqlalchemy import text
@@ -173,8 +176,9 @@ def _limit(plan: Plan, coordinator: Coordinator) -> int:
     key, entry = SigningKey.generate("limit"), coordinator.log.entry(coordinator.registry.size() - 1)
     note = Note.parse(sign_statement_like(entry, key))
     store = coordinator.store
-    with store.transaction() as connection:
-        connection.execute(text("CREATE TABLE IF NOT EXISTS bench_limit (note BYTEA)"))
+    if plan.database is None:  # in PostgreSQL the coordinators' role makes no tables; there it is made before
+        with store.transaction() as connection:
+            connection.execute(text(_LIMIT_TABLE))
     statement = text("INSERT INTO bench_limit VALUES (:note)")
     started = time.perf_counter()
     for _ in range(SINGLE // 3):
@@ -314,17 +318,22 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _database(is_asked: bool) -> Iterator[str | None]:
-    """The URL of a migrated, empty database in a server that is gone afterwards."""
+    """The coordinators' URL of a migrated, empty database in a server that is gone afterwards."""
     if not is_asked:
         yield None
         return
+    import psycopg
+
     from coordinator import postgresql
-    from tests.postgres import ADMIN, running_server
+    from tests.postgres import ADMIN, WRITER, running_server
 
     with running_server() as server:
         server.new_database("bench")
-        postgresql.migrate(server.url(ADMIN, "bench"), writer=None)
-        yield server.url(ADMIN, "bench")
+        postgresql.migrate(server.url(ADMIN, "bench"), writer=WRITER)
+        with psycopg.connect(host=str(server.socket), user=ADMIN, dbname="bench") as connection:
+            connection.execute(_LIMIT_TABLE)
+            connection.execute(f"GRANT INSERT ON bench_limit TO {WRITER}")
+        yield server.url(WRITER, "bench")
 
 
 def _run_stage(plan: Plan, stage: str) -> dict[str, Any]:
