@@ -139,7 +139,7 @@ def fill(plan: Plan) -> dict[str, Any]:
         for party in parties:
             registry.admit(party.joins(), claim=lambda connection: None)
         last = [party for party in parties for _ in range(2)]
-        many = max(0, plan.entries - registry.head().size - SINGLE - len(last) - plan.releases)
+        many = max(0, plan.entries - registry.size() - SINGLE - len(last) - plan.releases)
         started = time.perf_counter()
         for begin in range(0, many, TOGETHER):
             speaking = (parties[number % len(parties)] for number in range(begin, min(many, begin + TOGETHER)))
@@ -166,15 +166,19 @@ def fill(plan: Plan) -> dict[str, Any]:
     }
 
 
+_LIMIT_TABLE: Final = "CREATE TABLE bench_limit (note BYTEA)"
+
+
 def _limit(plan: Plan, coordinator: Coordinator) -> int:
     """Durable commits a second of as many bytes, with a signature checked and one made for each, and nothing else."""
     from sqlalchemy import text
 
-    key, entry = SigningKey.generate("limit"), coordinator.log.entry(coordinator.registry.head().size - 1)
+    key, entry = SigningKey.generate("limit"), coordinator.log.entry(coordinator.registry.size() - 1)
     note = Note.parse(sign_statement_like(entry, key))
     store = coordinator.store
-    with store.transaction() as connection:
-        connection.execute(text("CREATE TABLE IF NOT EXISTS bench_limit (note BYTEA)"))
+    if plan.database is None:  # in PostgreSQL the coordinators' role makes no tables; there it is made before
+        with store.transaction() as connection:
+            connection.execute(text(_LIMIT_TABLE))
     statement = text("INSERT INTO bench_limit VALUES (:note)")
     started = time.perf_counter()
     for _ in range(SINGLE // 3):
@@ -195,7 +199,7 @@ def sign_statement_like(entry: bytes, key: SigningKey) -> bytes:
 def prove(plan: Plan) -> dict[str, Any]:
     """Receipts of entries anywhere in the log, and their verification."""
     with open_home(plan.home) as coordinator:
-        size, random, root = coordinator.registry.head().size, Random(0), coordinator.registry.root
+        size, random, root = coordinator.registry.size(), Random(0), coordinator.registry.root
         proofs, checks = [], []
         for index in (random.randrange(size) for _ in range(PROOFS)):
             entry, begun = coordinator.log.entry(index), time.perf_counter()
@@ -314,17 +318,22 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _database(is_asked: bool) -> Iterator[str | None]:
-    """The URL of a migrated, empty database in a server that is gone afterwards."""
+    """The coordinators' URL of a migrated, empty database in a server that is gone afterwards."""
     if not is_asked:
         yield None
         return
+    import psycopg
+
     from coordinator import postgresql
-    from tests.postgres import ADMIN, running_server
+    from tests.postgres import ADMIN, WRITER, running_server
 
     with running_server() as server:
         server.new_database("bench")
-        postgresql.migrate(server.url(ADMIN, "bench"), writer=None)
-        yield server.url(ADMIN, "bench")
+        postgresql.migrate(server.url(ADMIN, "bench"), writer=WRITER)
+        with psycopg.connect(host=str(server.socket), user=ADMIN, dbname="bench") as connection:
+            connection.execute(_LIMIT_TABLE)
+            connection.execute(f"GRANT INSERT ON bench_limit TO {WRITER}")
+        yield server.url(WRITER, "bench")
 
 
 def _run_stage(plan: Plan, stage: str) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from common.files import read_required
 from common.trust.cosignature import Witness
 from common.trust.history import History
 from common.trust.note import Checkpoint, Note
+from common.trust.quorum import MOST_BEHIND, find_quorum, parse_cosigned
 from common.trust.receipts import GRACE, Receipt, hasten, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
-from common.trust.statements import Statement, parse_note
-from common.trust.tiles import CHECKPOINT_NAME, LogEntries
+from common.trust.statements import Statement, parse_note, parse_time
+from common.trust.tiles import CHECKPOINT_NAME, COSIGNED_NAME, LogEntries
 from common.trust.verify import (
     STEPS,
     Seen,
@@ -29,7 +30,6 @@ from common.trust.verify import (
     check_checkpoint,
     check_entries,
     check_history,
-    check_quorum,
     check_revocations,
     failed_at,
 )
@@ -60,6 +60,8 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     checkpoint: bytes = b""
+    cosigned: Sequence[bytes] = ()
+    """Checkpoints that witnesses cosigned, which may be smaller ones."""
     releases: dict[str, list[str]] = field(default_factory=dict)
     entries: Sequence[bytes] = ()
     """The log, entry by entry; there when step 4 holds."""
@@ -131,7 +133,7 @@ def audit(
     try:
         seen = None if last_seen is None else _seen(root, last_seen, witnesses, quorum)
         _check_log(public, root, seen, report, now, was_audited=was_audited)
-        _check_quorum(report, quorum, witnesses)
+        _check_quorum(report, quorum, witnesses, now)
         _check_receipts(report, receipts, witnesses, now)
         if not log_alone:
             _check_models(public, report, now)
@@ -146,13 +148,17 @@ def _check_log(
     """Steps 1 to 6."""
     found = report.found
     log = public / "log"
+    cosigned = (log / COSIGNED_NAME).read_bytes() if (log / COSIGNED_NAME).exists() else b""  # before what it is about
     report.checkpoint = read_required(log / CHECKPOINT_NAME, hint=_HINT)
     head = check_checkpoint(root, report.checkpoint)
+    report.cosigned = parse_cosigned(cosigned, root)
     found(1, f"{head.size} entries at {root.origin}, key {root.log.key_id}")
     earlier = None if seen is None else seen.checkpoint
     entries = _entries(log, head)
     try:
-        check_entries(entries, head, last_seen=earlier)
+        check_entries(
+            entries, head, last_seen=earlier, others=(check_checkpoint(root, each) for each in report.cosigned)
+        )
     except ConcordError as error:
         raise failed_at(3, error) from error
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
@@ -178,14 +184,22 @@ def _seen(root: TrustedRoot, last_seen: bytes, witnesses: Sequence[Witness] | No
         ) from error
 
 
-def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | None) -> None:
+def _check_quorum(report: Report, quorum: int, witnesses: Sequence[Witness] | None, now: datetime) -> None:
     """The rest of step 1; who the owners' witnesses are is known once the log is replayed."""
-    known = report.history.witnesses if witnesses is None else witnesses
-    by = check_quorum(report.checkpoint, known, quorum=quorum)
-    who = f"cosigned by {', '.join(by)}" if by else "not cosigned"
-    report.findings[0] = replace(
-        report.findings[0], found=f"{report.findings[0].found}; {who} ({len(by)} of {len(known)} witnesses)"
-    )
+    known, head = report.history.witnesses if witnesses is None else witnesses, report.history.size
+    found = find_quorum((report.checkpoint, *report.cosigned), known, quorum=quorum, head=head)
+    count = f"{len(found.names)} of {len(known)} witnesses"
+    if quorum and found.size < head:
+        waits = parse_time(parse_note(report.entries[found.size])[1].issued_at)
+        if now > waits + MOST_BEHIND:
+            raise StepFailed(
+                1,
+                f"{count} cosigned {found.size} of {head} entries; entry {found.size} of {waits:%Y-%m-%dT%H:%M:%SZ} "
+                f"waits for {quorum} of them for longer than {MOST_BEHIND}",
+            )
+    part = "" if found.size == head else f" up to {found.size} entries"
+    who = f"cosigned{part} by {', '.join(found.names)}" if found.names else "not cosigned"
+    report.findings[0] = replace(report.findings[0], found=f"{report.findings[0].found}; {who} ({count})")
 
 
 def _check_receipts(

@@ -23,7 +23,7 @@ from common.trust.cosignature import Witness
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, LogEntries, bundle_path, format_bundle
+from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, COSIGNED_NAME, LogEntries, bundle_path, format_bundle
 from common.trust.verify import StepFailed
 
 SUFFIX: Final = ".zip"
@@ -33,7 +33,7 @@ MAX_TOTAL_BYTES: Final = 8 * 2**30
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
 _ALLOWED: Final = re.compile(
-    rf"{re.escape(ROOT_NAME)}|log/{CHECKPOINT_NAME}|log/tile/entries/(?:x[0-9]{{3}}/)*[0-9]{{3}}(?:\.p/[0-9]{{1,3}})?|"
+    rf"{re.escape(ROOT_NAME)}|log/(?:{CHECKPOINT_NAME}|{COSIGNED_NAME})|log/tile/entries/(?:x[0-9]{{3}}/)*[0-9]{{3}}(?:\.p/[0-9]{{1,3}})?|"
     rf"(?:base|releases)/[a-z0-9][a-z0-9._-]{{0,63}}/{re.escape(MANIFEST_NAME)}"
 )
 
@@ -44,12 +44,13 @@ def export(public: Path, output: Path) -> int:
     Raises:
         NotFoundError: `public` is no public directory.
     """
-    # The checkpoint first: entries that land meanwhile are of the next one.
+    # The checkpoint before entries, which may land meanwhile; after what is cosigned, which is of it or an earlier one.
+    cosigned = _read_if_there(public / "log" / COSIGNED_NAME)
     checkpoint = read_required(public / "log" / CHECKPOINT_NAME, hint=_HINT)
     partial = output.with_name(f".{output.name}.partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in _members(public, checkpoint):  # one by one: a log may be larger than memory
+            for name, data in _members(public, checkpoint, cosigned):  # one by one: a log may be larger than memory
                 archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
         partial.replace(output)
     finally:
@@ -57,7 +58,13 @@ def export(public: Path, output: Path) -> int:
     return _size(checkpoint)
 
 
-def _members(public: Path, checkpoint: bytes) -> Iterator[tuple[str, bytes]]:
+def _read_if_there(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _members(public: Path, checkpoint: bytes, cosigned: bytes | None) -> Iterator[tuple[str, bytes]]:
+    if cosigned is not None:
+        yield f"log/{COSIGNED_NAME}", cosigned
     yield f"log/{CHECKPOINT_NAME}", checkpoint
     yield ROOT_NAME, read_required(public / ROOT_NAME, hint=_HINT)
     entries = LogEntries(lambda path: read_required(public / "log" / path, hint=_HINT), size=_size(checkpoint))

@@ -5,6 +5,7 @@ alone, sizes are limited, each and together, and the audit checks the rest.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.error import HTTPError, URLError
@@ -15,9 +16,10 @@ from common.errors import NotFoundError, TooLargeError, UnavailableError
 from common.http import check_address
 from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import MAX_NOTE_BYTES
+from common.trust.quorum import MAX_COSIGNED_BYTES
 from common.trust.root import TrustedRoot
 from common.trust.statements import MAX_STATEMENT_BYTES
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, bundle_path, format_bundle, parse_bundle
+from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, COSIGNED_NAME, bundle_path, format_bundle, parse_bundle
 from common.trust.verify import StepFailed, check_checkpoint
 
 MAX_FILE_BYTES: Final = 64 * 2**20
@@ -45,6 +47,8 @@ def fetch_log(address: str, directory: Path, *, root: TrustedRoot | None = None,
         TooLargeError: a file is larger than such a file may be, or all of them are more than `most` bytes.
     """
     get = _getter(address, most)
+    with suppress(NotFoundError):  # where nobody cosigned anything yet
+        _write(directory, f"log/{COSIGNED_NAME}", get(f"log/{COSIGNED_NAME}", MAX_COSIGNED_BYTES))
     checkpoint = get(f"log/{CHECKPOINT_NAME}", MAX_NOTE_BYTES)
     published = get(ROOT_NAME, MAX_NOTE_BYTES)
     _write(directory, ROOT_NAME, published)

@@ -23,6 +23,7 @@ from common.trust.tables import tables_of
 from coordinator.config import CoordinatorSettings
 from coordinator.evaluation import evaluation_job
 from coordinator.home import Coordinator, create, open_home
+from coordinator.recovery import recover
 from coordinator.releases import latest_base, make_release, publish_base
 
 app = new_app("Run a consortium: publish the public model, invite owners, make releases.")
@@ -34,6 +35,9 @@ HomeOption = Annotated[Path, typer.Option(envvar="CONCORD_HOME", help="The coord
 def init(
     federation: Annotated[str, typer.Option(help="Name of the consortium, like a DNS name: health.example.")],
     home: HomeOption = Path("coordinator"),
+    origin: Annotated[
+        str | None, typer.Option(help="Name of the log, for good; by default FEDERATION/log. A lost log needs another.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port for members (mutual TLS).")] = 7443,
     enrolment_port: Annotated[int, typer.Option(help="Port where invitations are redeemed.")] = 7444,
@@ -47,7 +51,7 @@ def init(
     """Make a coordinator's home: certificate authority, log and signing keys, an empty registry."""
     fields = {
         "federation": federation,
-        "origin": f"{federation}/log",
+        "origin": origin or f"{federation}/log",
         "host": host,
         "port": port,
         "enrolment_port": enrolment_port,
@@ -63,6 +67,27 @@ def init(
         made = create(existing(home), settings)
         reporter.step(f"coordinator of {federation} in {made.path}; its settings are in {made.settings_file.name}")
         reporter.result({"home": str(made.path), "public": str(made.public)})
+
+
+@app.command("recover")
+def recover_command(
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Published files, or a copy of them; by default the home's own.")
+    ] = None,
+    home: HomeOption = Path("coordinator"),
+    as_json: JsonOption = False,
+) -> None:
+    """Roll a registry that was restored from an older backup forward, to all that was published. Never back."""
+    with reporting(as_json) as reporter:
+        found = recover(existing(home), existing(source) if source else None)
+        reporter.step(f"the registry holds {found.after} entries; {found.after - found.before} of them were missing")
+        if found.joined:
+            reporter.step(f"joined since the backup, so to be invited again: {', '.join(found.joined)}")
+        if found.missing:
+            reporter.warning(f"{len(found.missing)} published files are missing; recover from a copy that has them")
+        reporter.result(
+            {"before": found.before, "after": found.after, "joined": found.joined, "missing": found.missing}
+        )
 
 
 @app.command()
@@ -192,9 +217,8 @@ def registry(
 ) -> None:
     """The registry as tables: who has joined, what is consented to and until when, what was released with whom."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        now = datetime.now(UTC)
+        now, history = datetime.now(UTC), coordinator.registry.head()
         latest = {name: each.describe(at=now) for name, each in coordinator.enrolment.latest_certificates().items()}
-        history = coordinator.registry.head()
         tables = tables_of(history, at=now, entry=coordinator.log.entry, certificates=latest)
         reporter.result({"entries": history.size, **show_tables(reporter, tables, as_json=as_json)})
 

@@ -14,6 +14,7 @@ from coordinator.home import open_home, server_identity
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
 from coordinator.servicers import add_services
+from coordinator.upkeep import Upkeep
 from coordinator.withdrawal import carry_out
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,14 @@ def serve(path: Path, *, reporter: Reporter) -> None:
     Raises:
         NotFoundError: it is no coordinator's home.
         ConflictError: another daemon serves this home.
-        UnavailableError: a port is in use.
+        UnavailableError: a port is in use, or an outside witness has seen a log that this one does not continue.
     """
     with (
         open_home(path) as coordinator,
         exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),
         stop_on_signals() as stop,
     ):
+        coordinator.registry.check_may_append()
         show_logged(coordinator)
         carry_out(coordinator, in_background=True)
         coordinator.registry.publish()
@@ -51,7 +53,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         for server in servers:
             server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
-        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), files:
+        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), Upkeep(coordinator), files:
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()

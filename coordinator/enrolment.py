@@ -113,7 +113,7 @@ class Enrolment:
 
     def has_joined(self, owner: str) -> bool:
         """Whether the log has an owner of that name."""
-        return owner in self._registry.head().parties
+        return self._registry.party(owner) is not None
 
     def recertify(self, token: str, *, csr: bytes, note: bytes) -> bytes:
         """A certificate for a member that has no valid one any more; all earlier ones of that member end here.
@@ -124,7 +124,7 @@ class Enrolment:
             MalformedError: the request is for another key pair, invitation or federation.
         """
         signed, request = parse_certificate_request(note)
-        member = self._registry.head().parties.get(request.party)
+        member = self._registry.party(request.party)
         if member is None or request.party == COORDINATOR:
             raise NotPermittedError(f"{request.party[:80]!r} has not joined; enrol first")
         if request != CertificateRequest.of(

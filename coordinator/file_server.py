@@ -1,8 +1,9 @@
 """The published files over HTTP, with headers that let caches and content networks carry the reads.
 
 Any file server may take this one's place (`public/` is a plain directory); what matters is what may be kept how long.
-Tiles, bundles and objects never change under their names. The checkpoint is asked for anew each time. A release may be
-withdrawn, so its files are kept for minutes.
+Tiles and bundles never change under their names. The checkpoint is asked for anew each time. What is released may be
+withdrawn, so its files are kept for minutes, by name and by digest alike. That something is not there is never kept:
+the next tile comes with the next entry.
 """
 
 import re
@@ -16,11 +17,14 @@ from common.errors import UnavailableError
 from common.http_server import BoundedServer, QuietHandler
 
 _FOREVER: Final = "public, max-age=31536000, immutable"
+_MINUTES: Final = "public, max-age=300"
+_KEPT: Final = (200, 206, 304)
 _RULES: Final = (
     (re.compile(r"/log/tile/.+"), _FOREVER, "application/octet-stream"),
-    (re.compile(r"/objects/[0-9a-f]{64}"), _FOREVER, "application/octet-stream"),
+    (re.compile(r"/objects/[0-9a-f]{64}"), _MINUTES, "application/octet-stream"),
     (re.compile(r"/log/checkpoint"), "no-cache", "text/plain; charset=utf-8"),
-    (re.compile(r"/trusted_root\.json|/(?:base|releases)/[^/]+/[^/]+"), "public, max-age=300", None),
+    (re.compile(r"/log/cosigned"), "no-cache", "application/octet-stream"),
+    (re.compile(r"/trusted_root\.json|/(?:base|releases)/[^/]+/[^/]+"), _MINUTES, None),
 )
 """Path, how long it may be kept, content type where the name does not say it. Nothing else is served."""
 
@@ -54,6 +58,7 @@ def _make(public: Path, host: str, port: int) -> BoundedServer:
         protocol_version = "HTTP/1.1"
 
         _tag: str | None = None
+        _status = 0
 
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments, directory=str(public))  # type: ignore[arg-type]
@@ -84,8 +89,12 @@ def _make(public: Path, host: str, port: int) -> BoundedServer:
             kind = None if rule is None else rule[1]
             return kind or super().guess_type(str(path))
 
+        def send_response(self, code: int, message: str | None = None) -> None:
+            self._status = int(code)
+            super().send_response(code, message)
+
         def end_headers(self) -> None:
-            rule = self._rule()
+            rule = self._rule() if self._status in _KEPT else None
             self.send_header("Cache-Control", rule[0] if rule else "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
             if rule and self._tag is not None:

@@ -20,6 +20,7 @@ from coordinator.config import CoordinatorHome, CoordinatorSettings
 from coordinator.enrolment import Enrolment, revoke_certificates
 from coordinator.intake import Intake
 from coordinator.log import Log
+from coordinator.outside_witnesses import ask
 from coordinator.publication import ROOT_NAME, Publication
 from coordinator.registry import Registry
 from coordinator.store import Store
@@ -89,8 +90,8 @@ def _toml(settings: CoordinatorSettings) -> str:
 
 
 @contextmanager
-def open_home(path: Path) -> Iterator[Coordinator]:
-    """The coordinator whose home is `path`.
+def open_home(path: Path, *, may_be_older: bool = False) -> Iterator[Coordinator]:
+    """The coordinator whose home is `path`. `may_be_older` is for whoever rolls its registry forward.
 
     Raises:
         NotFoundError: it is no coordinator's home.
@@ -102,6 +103,8 @@ def open_home(path: Path) -> Iterator[Coordinator]:
     try:
         store.prepare()
         coordinator = _put_together(home, settings, store)
+        if not may_be_older:
+            coordinator.log.check_not_rolled_back()
         try:
             yield coordinator
         finally:
@@ -125,8 +128,14 @@ def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: S
         certificate_pem=read_required(home.keys / "ca.pem", hint=_HINT),
     )
     log = Log(store, key=log_key, origin=root.origin, directory=publication.log)
-    log.check_not_rolled_back()
-    registry = Registry(store, log, root=root, key=own_key, effects=revoke_certificates)
+    registry = Registry(
+        store,
+        log,
+        root=root,
+        key=own_key,
+        effects=revoke_certificates,
+        contradicted=lambda registry: ask(registry, settings.outside_witnesses),
+    )
     lifetime = timedelta(hours=settings.certificate_hours)
     enrolment = Enrolment(store, registry, authority=authority, certificate_lifetime=lifetime)
     intake = Intake(home.incoming, home.quarantine, registry, publication)

@@ -188,8 +188,8 @@ class Intake:
             raise TooLargeError(f"{EXPERT_NAME} of {size} bytes; an expert of this base has at most {largest}")
 
     def _grant(self, statement: ExpertContribute) -> ConsentGrant:
-        history = self._registry.head()
-        grant = history.grants.get(statement.grant_id)
+        with self._registry.history() as history:
+            grant = history.grants.get(statement.grant_id)
         if grant is None or grant.revoked_index is not None:
             raise ConsentError(f"there is no consent {statement.grant_id} in force; sign one first")
         return grant.statement

@@ -6,6 +6,7 @@ same content as static files is `log_files.py`.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +15,11 @@ from sqlalchemy import Connection, func, insert, select
 from common.errors import ConflictError, MalformedError, NotFoundError
 from common.trust import merkle
 from common.trust.note import Checkpoint, Note, Proof, Signature, SigningKey, sign
-from common.trust.statements import Statement
-from coordinator.log_files import LogFiles, Publisher, latest_checkpoint
+from common.trust.statements import Statement, parse_note
+from coordinator.cosigned import cosigned_checkpoints, keep, latest_checkpoint
+from coordinator.log_files import LogFiles, Publisher
 from coordinator.store import Store, read_hashes, read_notes
-from coordinator.tables import checkpoints, cosignatures, entries, hashes
+from coordinator.tables import checkpoints, entries, hashes
 
 
 class Appender:
@@ -30,12 +32,15 @@ class Appender:
         self._hashes: list[dict[str, Any]] = []
         self._stored = running.stored()
         self.running = running
+        self.last = b""
+        """Leaf hash of the last entry that was added."""
         self.checkpoint = b""
 
     def append(self, note: bytes, *, statement: Statement) -> int:
         """Add an entry; returns its leaf index."""
         index, first = self.running.size, merkle.stored_hash_count(self.running.size)
-        for place, each in enumerate(self.running.append(merkle.leaf_hash(note)), start=first):
+        self.last = merkle.leaf_hash(note)
+        for place, each in enumerate(self.running.append(self.last), start=first):
             self._hashes.append({"position": place, "hash": each})
             self._stored[place] = each
         self._entries.append(
@@ -67,6 +72,11 @@ class Appender:
         return bytes(Proof(index, proof, self.checkpoint))
 
 
+_OLDER: Final = (
+    "the registry holds {size} entries but {what}: it was restored from an older backup or damaged. Going on would "
+    "fork the log. Restore the newest backup, or roll it forward from what was published (concord coordinator "
+    "recover); where neither is to be had, start a new log under another name (concord coordinator init --origin NAME)"
+)
 _ADD_ENTRIES: Final = insert(entries)
 _ADD_HASHES: Final = insert(hashes)
 _ADD_CHECKPOINT: Final = insert(checkpoints)
@@ -120,6 +130,10 @@ class Log:
         """Bring the static files up to date."""
         self._publisher.close()
 
+    def follow(self) -> None:
+        """Bring the static files up to what others may have appended or cosigned."""
+        self._publisher.soon()
+
     def cosign(self, note: Note, signature: Signature) -> None:
         """Keep a witness's verified cosignature under the checkpoint in `note`, and publish it under the latest.
 
@@ -131,35 +145,71 @@ class Log:
             ours = connection.execute(select(checkpoints.c.note).where(checkpoints.c.tree_size == size)).scalar()
             if ours is None or Note.parse(bytes(ours)).text != note.text:
                 raise ConflictError(f"the checkpoint of {size} entries that was cosigned is not this log's; keep it")
-            same = (cosignatures.c.tree_size == size, cosignatures.c.name == signature.name)
-            if connection.execute(select(cosignatures.c.line).where(*same)).first() is not None:
-                return
-            row = {"tree_size": size, "name": signature.name, "line": str(signature)}
-            connection.execute(insert(cosignatures).values(row))
-        self._publisher.soon()
+            is_new = keep(connection, size, signature)
+        if is_new:
+            self._publisher.soon()
+
+    def cosigned(self) -> list[bytes]:
+        """For every witness the largest checkpoint that it cosigned, the largest first."""
+        with self._store.reading() as connection:
+            return cosigned_checkpoints(connection)
+
+    def size(self) -> int:
+        """How many entries are on disk."""
+        with self._store.reading() as connection:
+            return log_size(connection)
 
     def published(self) -> Checkpoint | None:
         """The checkpoint among the static files."""
         return self._files.checkpoint()
 
     def check_not_rolled_back(self) -> None:
-        """Refuse to go on from a database that is older than, or differs from, what was published.
+        """Refuse to go on from a database that is older than, or differs from, what was signed and published.
 
         Raises:
             ConflictError: going on would fork the log.
         """
         published = self.published()
-        if published is None:
-            return
         with self._store.reading() as connection:
             size = log_size(connection)
-            if size >= published.size and merkle.tree_hash(published.size, read_hashes(connection)) == published.root:
-                return
-        raise ConflictError(
-            f"the registry holds {size} entries but a checkpoint of {published.size} was published: it was restored "
-            "from an older backup or damaged. Going on would fork the log. Restore the newest copy of the database, "
-            "or start a new log with `concord coordinator init` under another origin"
-        )
+            signed = [each for each in (_newest_signed(connection), published) if each is not None]
+            for each in signed:
+                if size < each.size or merkle.tree_hash(each.size, read_hashes(connection)) != each.root:
+                    raise ConflictError(_OLDER.format(size=size, what=f"a checkpoint of {each.size} was signed"))
+        if (entries := self._files.entries_beyond(size)) is not None:
+            raise ConflictError(_OLDER.format(size=size, what=f"{entries} holds more"))
+
+    def head(self) -> Checkpoint:
+        """What is on disk, signed or not."""
+        with self._store.reading() as connection:
+            size = log_size(connection)
+            return Checkpoint(self._origin, size, merkle.tree_hash(size, read_hashes(connection)))
+
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether what is on disk continues a checkpoint, or is what it says."""
+        with self._store.reading() as connection:
+            if log_size(connection) < checkpoint.size:
+                return False
+            return merkle.tree_hash(checkpoint.size, read_hashes(connection)) == checkpoint.root
+
+    def roll_forward(
+        self, notes: Sequence[bytes], *, start: int, effects: Callable[[Connection, Statement], None]
+    ) -> None:
+        """Add entries that this log had already, from leaf index `start` on; the caller has checked that they are.
+
+        Raises:
+            ConflictError: the log does not end there.
+        """
+        with self._store.transaction() as connection:
+            if (size := log_size(connection)) != start:
+                raise ConflictError(f"somebody else appends to this log: it has {size} entries, not {start}; stop that")
+            appender = self.appender(connection, size=start)
+            for note in notes:
+                statement = parse_note(note)[1]
+                appender.append(note, statement=statement)
+                effects(connection, statement)
+            appender.seal()
+        self.committed(appender)
 
     def checkpoint(self) -> bytes:
         """The latest signed checkpoint, and what witnesses have cosigned of it."""
@@ -202,6 +252,12 @@ def index_of(connection: Connection, statement: Statement) -> int | None:
     """Where exactly this statement is in the log, if it is."""
     found = connection.execute(select(entries.c.leaf_index).where(entries.c.digest == statement.digest)).scalar()
     return None if found is None else int(found)
+
+
+def _newest_signed(connection: Connection) -> Checkpoint | None:
+    newest = select(checkpoints.c.note).order_by(checkpoints.c.tree_size.desc()).limit(1)
+    note = connection.execute(newest).scalar()
+    return None if note is None else Checkpoint.parse(Note.parse(bytes(note)).text)
 
 
 def log_size(connection: Connection) -> int:

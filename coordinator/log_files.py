@@ -2,7 +2,8 @@
 
 What is recorded is answered from the database; the files follow. After a quiet time they follow before the answer goes
 out, so whoever opts out finds it published when told; under load a thread of its own brings them up to date with many
-entries at once. The checkpoint is written last, so it never names what is not there.
+entries at once. The checkpoint is written after them, so it never names what is not there; beside it lies for every
+witness the largest checkpoint that it cosigned.
 """
 
 import logging
@@ -11,15 +12,16 @@ from pathlib import Path, PurePosixPath
 from threading import Condition, Thread
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from common.errors import UnavailableError
+from common.errors import ConcordError
 from common.files import full_disk_is_unavailable, taking_turns, write_atomic
 from common.trust import merkle
-from common.trust.note import MAX_SIGNATURES, Checkpoint, Verifier, open_checkpoint
+from common.trust.note import Checkpoint, Verifier, open_checkpoint
 from common.trust.tiles import (
     BUNDLE_ENTRIES,
     CHECKPOINT_NAME,
+    COSIGNED_NAME,
     TILE_HASHES,
     TILE_HEIGHT,
     bundle_path,
@@ -27,8 +29,8 @@ from common.trust.tiles import (
     tile_path,
     tiles_between,
 )
+from coordinator.cosigned import cosigned_checkpoints, latest_checkpoint
 from coordinator.store import Store, read_hashes, read_notes
-from coordinator.tables import checkpoints, cosignatures
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +52,17 @@ class LogFiles:
         path = self._directory / CHECKPOINT_NAME
         return open_checkpoint(path.read_bytes(), log=self._log) if path.exists() else None
 
+    def entries_beyond(self, size: int) -> PurePosixPath | None:
+        """A published entry bundle that holds more than a log of `size` entries has, if there is one."""
+        index, width = size // BUNDLE_ENTRIES, size % BUNDLE_ENTRIES
+        wider = (bundle_path(index, width=each) for each in range(width + 1, BUNDLE_ENTRIES + 1))
+        return next((path for path in wider if (self._directory / path).is_file()), None)
+
     def update(self) -> None:
         """Bring the files up to the latest signed checkpoint and its cosignatures.
 
         Raises:
-            UnavailableError: the disk is full.
+            UnavailableError: the disk is full, or the database cannot be read.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         with (
@@ -62,9 +70,14 @@ class LogFiles:
             taking_turns(self._directory.parent.parent / "log.lock"),
             self._store.reading() as connection,
         ):
+            # Read after the cosignatures, written before them: who reads them first finds what they are about.
+            cosigned = format_bundle(cosigned_checkpoints(connection))
             note = latest_checkpoint(connection)
             path = self._directory / CHECKPOINT_NAME
-            if note is None or (path.exists() and path.read_bytes() == note):
+            if note is None:
+                return
+            if path.exists() and path.read_bytes() == note:
+                self._write_cosigned(cosigned)
                 return
             published = self.checkpoint()
             before, size = published.size if published else 0, open_checkpoint(note, log=self._log).size
@@ -74,6 +87,12 @@ class LogFiles:
                 start, end = bundle * BUNDLE_ENTRIES, min(size, (bundle + 1) * BUNDLE_ENTRIES)
                 self._write(bundle_path(bundle, width=end - start), format_bundle(read_notes(connection, start, end)))
             write_atomic(path, note)
+            self._write_cosigned(cosigned)
+
+    def _write_cosigned(self, data: bytes) -> None:
+        path = self._directory / COSIGNED_NAME
+        if data and not (path.exists() and path.read_bytes() == data):
+            write_atomic(path, data)
 
     def _write_tile(self, connection: Connection, level: int, index: int, width: int) -> None:
         first = index * TILE_HASHES
@@ -84,22 +103,6 @@ class LogFiles:
         target = self._directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data)
-
-
-def latest_checkpoint(connection: Connection) -> bytes | None:
-    """The latest signed checkpoint, and what witnesses have cosigned of it."""
-    latest = connection.execute(
-        select(checkpoints.c.tree_size, checkpoints.c.note).order_by(checkpoints.c.tree_size.desc()).limit(1)
-    ).first()
-    if latest is None:
-        return None
-    lines = connection.execute(
-        select(cosignatures.c.line)
-        .where(cosignatures.c.tree_size == latest.tree_size)
-        .order_by(cosignatures.c.name)
-        .limit(MAX_SIGNATURES - 1)
-    )
-    return bytes(latest.note) + "".join(f"{line}\n" for (line,) in lines).encode()
 
 
 class Publisher:
@@ -146,18 +149,25 @@ class Publisher:
                 if self._is_closed and not self._is_due:
                     return
                 self._is_due = False
-            self._update()
+            try:
+                self._update()
+            except Exception:  # a loop that ends would leave published files behind the log for good
+                logger.exception("the log's files are not up to date")
+                self._again()
 
     def _update(self) -> None:
         """What was recorded stays recorded where its files cannot be written; they are written later."""
         try:
             self._files.update()
-        except (UnavailableError, OSError) as error:
+        except (ConcordError, OSError) as error:
             logger.warning("the log's files are not up to date: %s", error)
-            with self._changed:
-                self._is_due = not self._is_closed
-                self._done_at = time.monotonic() + _RETRY_S
-                self._start_thread()
+            self._again()
         else:
             with self._changed:
                 self._done_at = time.monotonic()
+
+    def _again(self) -> None:
+        with self._changed:
+            self._is_due = not self._is_closed
+            self._done_at = time.monotonic() + _RETRY_S
+            self._start_thread()

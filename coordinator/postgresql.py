@@ -1,8 +1,9 @@
 """PostgreSQL: one registry for several coordinators. Tables are made by an administrator's role, through migrations;
 the coordinators' own role may add to the log and read it, and nothing else.
 
-An advisory lock at the start of each write transaction gives entries one order, whoever writes them. A password is
-never part of the URL: PostgreSQL's clients read it from a file (`PGPASSFILE`), or need none.
+An advisory lock at the start of each write transaction gives entries one order, whoever writes them; at READ COMMITTED,
+whatever the server's default, what it reads then is what the holder before it wrote. A password is never part of the
+URL: PostgreSQL's clients read it from a file (`PGPASSFILE`), or need none.
 """
 
 from pathlib import Path
@@ -34,7 +35,7 @@ def _url(text: str) -> URL:
 
 def engine(text: str) -> Engine:
     """Connections to it, for coordinators."""
-    made = create_engine(_url(text), pool_pre_ping=True)
+    made = create_engine(_url(text), pool_pre_ping=True, isolation_level="READ COMMITTED")
 
     @event.listens_for(made, "connect")
     def connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

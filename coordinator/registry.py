@@ -22,13 +22,14 @@ from common.errors import (
     MalformedError,
     NotFoundError,
     NotPermittedError,
+    UnavailableError,
     VerificationError,
 )
-from common.trust import merkle
 from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
 from common.trust.root import TrustedRoot
+from common.trust.state import Party
 from common.trust.statements import (
     COORDINATOR,
     ConsentRevoke,
@@ -42,11 +43,11 @@ from common.trust.statements import (
     sign_statement,
 )
 from coordinator.group_commit import GroupCommit
+from coordinator.live_history import LiveHistory, snapshot
 from coordinator.log import Appender, Log, index_of
-from coordinator.store import Store, read_hashes, read_notes
+from coordinator.store import Store
 
 MAX_CLOCK_SKEW: Final = timedelta(minutes=10)
-_READ_ENTRIES: Final = 4096
 
 _Kind = TypeVar("_Kind", bound=Statement)
 
@@ -70,6 +71,8 @@ class _Request:
     arrived: bool
     receipt: bytes = b""
     refused: Exception | None = None
+    is_settled: bool = False
+    """Whether the transaction that it was in came to an end."""
 
 
 def _no_effects(connection: Connection, statement: Statement) -> None:
@@ -83,7 +86,8 @@ def _utc_now() -> datetime:
 class Registry:
     """Records statements. Thread-safe; several registries may share one store.
 
-    `effects` is what a statement changes beside the log, in the same transaction.
+    `effects` is what a statement changes beside the log, in the same transaction. `contradicted` is asked once, before
+    anything is signed: why nothing may be, because others have seen another log, if they have.
     """
 
     def __init__(
@@ -95,32 +99,74 @@ class Registry:
         key: SigningKey,
         now: Callable[[], datetime] = _utc_now,
         effects: Callable[[Connection, Statement], None] = _no_effects,
+        contradicted: Callable[["Registry"], str | None] = lambda registry: None,
     ) -> None:
+        self._contradicted: Callable[[Registry], str | None] | None = contradicted
+        self._stopped: str | None = None
         self._store = store
         self._log = log
         self._key = key
         self._now = now
         self._effects = effects
+        self._root = root
         self._lock = RLock()
-        self._history = History(root)
-        self._running = merkle.RunningRoot()
+        self._live = LiveHistory(root)
         self._recording = GroupCommit(self._record_all)
 
     @property
     def root(self) -> TrustedRoot:
         """What parties and auditors trust this registry by."""
-        return self._history.root
+        return self._root
+
+    @contextmanager
+    def history(self) -> Iterator[History]:
+        """The history of all entries on disk, for as long as nothing else happens here: be brief, change nothing.
+
+        Raises:
+            UnavailableError: the database cannot be read, or lost entries.
+        """
+        with self._lock:
+            with self._store.reading() as connection:
+                history = self._live.catch_up(connection)
+            yield history
 
     def head(self) -> History:
-        """The history of all entries on disk. Not to be changed by the caller."""
-        with self._lock, self._store.reading() as connection:
-            return self._catch_up(connection)
+        """The history of all entries on disk, as it is now. A copy: of a large log, ask `history` where it is often."""
+        with self.history() as history:
+            return snapshot(history)
+
+    def size(self) -> int:
+        """How many entries are on disk."""
+        with self.history() as history:
+            return history.size
+
+    def party(self, name: str) -> Party | None:
+        """A party as of the last entry on disk, if it has joined."""
+        with self.history() as history:
+            return history.parties.get(name)
+
+    def check_may_append(self) -> None:
+        """Ask, once, whether others have seen a log that this one does not continue.
+
+        Raises:
+            UnavailableError: somebody has, now or later; owners keep what they said until this is settled.
+        """
+        with self._lock:
+            if self._contradicted is not None:
+                why, self._contradicted = self._contradicted(self), None
+                self._stopped = self._stopped or why
+            if self._stopped is not None:
+                raise UnavailableError(f"nothing is added to this log: {self._stopped}")
+
+    def stop_appending(self, why: str) -> None:
+        """Sign nothing any more until this is started anew: somebody saw a log that this one does not continue."""
+        self._stopped = self._stopped or why
 
     def check(self, note: bytes, *, caller: str) -> Statement:
         """The statement in `note`, if `caller` might record it now or has recorded it already; records nothing."""
         parsed, statement = self._check_caller(note, caller)
         with self._lock, self._store.reading() as connection:
-            history = self._catch_up(connection)
+            history = self._live.catch_up(connection)
             if index_of(connection, statement) is not None:
                 return statement
             _check_in_time(statement, history, self._now())
@@ -138,6 +184,8 @@ class Registry:
         self._recording.submit(request)
         if request.refused is not None:
             raise request.refused
+        if not request.is_settled:
+            raise UnavailableError("the registry failed while it recorded this together with others; try again")
         return request.receipt or self._log.receipt(self._index_of(request.statement))
 
     def record_together(self, said: Sequence[tuple[bytes, str]], *, arrived: bool = False) -> None:
@@ -166,6 +214,7 @@ class Registry:
                 request.refused = request.refused or failed
             return
         for request in requests:
+            request.is_settled = True
             if request.refused is None and (index := append.appended.get(request.statement.record_id)) is not None:
                 request.receipt = append.log.receipt(index)
 
@@ -256,8 +305,8 @@ class Registry:
             VerificationError: no cosignature by it is there, it does not hold, or it is dated in the future.
             ConflictError: this log never signed that checkpoint.
         """
-        parsed, witness = Note.parse(note), self.head().parties[caller].witness
-        if witness is None:
+        parsed, party = Note.parse(note), self.party(caller)
+        if party is None or (witness := party.witness) is None:
             raise NotPermittedError(f"the log names no witness key of {caller}; only witnesses cosign")
         self.keep_cosignature(parsed, witness)
 
@@ -281,7 +330,8 @@ class Registry:
         return self._log.consistency(old_size, new_size)
 
     def publish(self) -> bytes:
-        """Sign and publish the log's head."""
+        """Sign and publish the log's head; errors as `check_may_append`."""
+        self.check_may_append()
         return self._log.sign_head()
 
     def receipt(self, leaf_index: int) -> bytes:
@@ -292,35 +342,21 @@ class Registry:
     def _appending(self) -> Iterator["_Appending"]:
         """A write transaction over the log's head, which ends with a signed checkpoint over what was appended."""
         with self._lock:
+            self.check_may_append()
             try:
                 with self._store.transaction() as connection:
-                    history = self._catch_up(connection)
+                    history = self._live.catch_up(connection)
                     append = _Appending(
                         connection, self._log.appender(connection, size=history.size), history, self._effects
                     )
                     yield append
                     append.log.seal()
             except BaseException:
-                if self._history.size > self._running.size:  # it holds what did not get onto the disk
-                    self._history, self._running = History(self.root), merkle.RunningRoot()
+                self._live.undone()
                 raise
             if append.statements:
-                self._running = append.log.running.copy()
+                self._live.committed(append.log)
                 self._log.committed(append.log)
-
-    def _catch_up(self, connection: Connection) -> History:
-        """Take what is on disk and was not taken yet. It was checked when it was appended; that it is still the same
-        is what the root hash says."""
-        running, before = self._running, self._history.size
-        while entries := read_notes(connection, self._history.size, self._history.size + _READ_ENTRIES):
-            for entry in entries:
-                running.append(merkle.leaf_hash(entry))
-                self._history.take(parse_note(entry)[1])
-        size = self._history.size
-        if size > before and running.root != merkle.tree_hash(size, read_hashes(connection)):
-            self._history, self._running = History(self.root), merkle.RunningRoot()
-            raise ConflictError(f"the {size} entries here are not those that were signed; restore the newest backup")
-        return self._history
 
     def _check_caller(self, note: bytes, caller: str) -> tuple[Note, Statement]:
         parsed, statement = parse_note(note)

@@ -61,10 +61,10 @@ def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
     check_base(directory)
     with _one_at_a_time(coordinator):
         manifest = coordinator.publication.add_objects(directory, ours=False)
-        bases = coordinator.registry.head().bases
-        statement = bases.get(manifest.digest)
+        with coordinator.registry.history() as history:
+            statement, round_number = history.bases.get(manifest.digest), len(history.bases)
         if statement is None:
-            statement = _record_base(coordinator, manifest, round_number=len(bases))
+            statement = _record_base(coordinator, manifest, round_number=round_number)
         shown = coordinator.publication.base(statement.round)
         coordinator.publication.show(shown, manifest_digest=manifest.digest)
     return PublishedBase(statement, shown)
@@ -108,12 +108,12 @@ def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> Publ
 
 
 def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> PublishedRelease:
-    history, settings = coordinator.registry.head(), coordinator.settings
-    base = latest_base(history)
-    name, line = f"release-{len(history.releases) + 1}", settings.line
-    place = {"release": name, "line": line, "base_digest": base.base_digest}
-    now = datetime.now(UTC)
-    chosen = releasable_experts(history, **place, at=now)
+    settings, now = coordinator.settings, datetime.now(UTC)
+    with coordinator.registry.history() as history:
+        base = latest_base(history)
+        name, line = f"release-{len(history.releases) + 1}", settings.line
+        place = {"release": name, "line": line, "base_digest": base.base_digest}
+        chosen = releasable_experts(history, **place, at=now)
     staging = coordinator.home.work / name
     shutil.rmtree(coordinator.home.work, ignore_errors=True)
     staging.parent.mkdir()
@@ -125,7 +125,8 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     _check_still(coordinator, chosen, **place)  # before anything of it is published
     manifest = coordinator.publication.add_objects(staging, ours=True)
     experts = [_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)]
-    earlier = _last_entry(history, manifest)
+    with coordinator.registry.history() as history:
+        earlier, not_after = _last_entry(history, manifest), first_lapse(history, experts)
     statement = earlier or _record_release(
         coordinator,
         chosen,
@@ -133,18 +134,15 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         manifest_digest=manifest.digest,
         experts=experts,
         num_experts_per_tok=num_experts_per_tok,
-        not_after=first_lapse(history, experts),
+        not_after=not_after,
     )
     shown = coordinator.publication.release(statement.release)
     coordinator.publication.show(shown, manifest_digest=manifest.digest)
     shutil.rmtree(coordinator.home.work, ignore_errors=True)
-    return PublishedRelease(
-        statement,
-        shown,
-        {slot: grant.party for slot, (grant, _) in enumerate(chosen, start=1)},
-        left_out(history, **(place | {"release": statement.release}), at=now),
-        is_new=earlier is None,
-    )
+    with coordinator.registry.history() as history:
+        why = left_out(history, **(place | {"release": statement.release}), at=now)
+    owners = {slot: grant.party for slot, (grant, _) in enumerate(chosen, start=1)}
+    return PublishedRelease(statement, shown, owners, why, is_new=earlier is None)
 
 
 def _last_entry(history: History, manifest: Manifest) -> ReleasePublish | None:
@@ -164,7 +162,7 @@ def _record_release(
         try:
             recorded = coordinator.registry.issue(ReleasePublish, **place, log_size=log_size, **fields)
         except ConflictError:
-            if coordinator.registry.head().size == log_size:
+            if coordinator.registry.size() == log_size:
                 raise
             continue  # an entry landed between the two
         assert isinstance(recorded.statement, ReleasePublish)
@@ -176,14 +174,18 @@ def _check_still(
     coordinator: Coordinator, chosen: list[tuple[Grant, Contribution]], *, release: str, line: str, base_digest: str
 ) -> int:
     """The log's size, if those who may be in the release now are the chosen ones."""
-    history = coordinator.registry.head()
-    now = releasable_experts(history, release=release, line=line, base_digest=base_digest, at=datetime.now(UTC))
+    at = datetime.now(UTC)
+    with coordinator.registry.history() as history:
+        now, log_size = (
+            releasable_experts(history, release=release, line=line, base_digest=base_digest, at=at),
+            history.size,
+        )
     was, here = ({grant.index: contribution.index for grant, contribution in each} for each in (chosen, now))
     if was.keys() - here.keys():
         raise ConsentError(f"an owner of {release} opted out, or its consent lapsed, while it was made; make it again")
     if was != here:
         raise ConflictError(f"an expert came while {release} was made; make it again")
-    return history.size
+    return log_size
 
 
 def _expert_digest(contribution: Contribution) -> str:
@@ -200,15 +202,20 @@ def _released(slot: int, grant: Grant, contribution: Contribution) -> ReleasedEx
 
 
 def show_logged(coordinator: Coordinator) -> None:
-    """Show every base and release that the log names and that a crash kept from being shown."""
-    history = coordinator.registry.head()
-    for base in history.bases.values():
-        coordinator.publication.show(coordinator.publication.base(base.round), manifest_digest=base.base_digest)
-    for release in history.releases.values():
-        if release.withdrawn_index is not None:
-            continue
-        directory = coordinator.publication.release(release.statement.release)
-        coordinator.publication.show(directory, manifest_digest=release.statement.manifest_digest)
+    """Show every base and release that the log names and that a crash kept from being shown.
+
+    Raises:
+        NotFoundError: its manifest is not here. Where several homes share a registry, it is where it was made.
+    """
+    publication = coordinator.publication
+    with coordinator.registry.history() as history:
+        logged = {publication.base(base.round): base.base_digest for base in history.bases.values()}
+        for name, release in history.releases.items():
+            if release.withdrawn_index is None:
+                logged[publication.release(name)] = release.statement.manifest_digest
+    for directory, digest in logged.items():
+        if coordinator.settings.database is None or publication.object_path(digest).is_file():
+            publication.show(directory, manifest_digest=digest)
 
 
 def _one_at_a_time(coordinator: Coordinator) -> AbstractContextManager[None]:

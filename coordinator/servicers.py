@@ -70,7 +70,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     def GetCheckpoint(
         self, request: registry_pb2.GetCheckpointRequest, context: grpc.ServicerContext
     ) -> registry_pb2.GetCheckpointReply:
-        return registry_pb2.GetCheckpointReply(checkpoint=self._log.checkpoint())
+        cosigned = self._log.cosigned() if request.with_cosigned else []
+        return registry_pb2.GetCheckpointReply(checkpoint=self._log.checkpoint(), cosigned=cosigned)
 
     def Cosign(self, request: registry_pb2.CosignRequest, context: grpc.ServicerContext) -> registry_pb2.CosignReply:
         self._registry.cosign(request.checkpoint, caller=caller())
@@ -84,11 +85,13 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     def GetChain(
         self, request: registry_pb2.GetChainRequest, context: grpc.ServicerContext
     ) -> registry_pb2.GetChainReply:
-        party = self._registry.head().parties[caller()]
+        party = self._registry.party(caller())
+        assert party is not None, "whoever has a certificate has joined"
         return registry_pb2.GetChainReply(next_seq=party.next_seq, head=party.head or "")
 
     def GetBase(self, request: registry_pb2.GetBaseRequest, context: grpc.ServicerContext) -> registry_pb2.GetBaseReply:
-        base = latest_base(self._registry.head())
+        with self._registry.history() as history:
+            base = latest_base(history)
         entry, receipt = self._registry.find(base)
         manifest = self._publication.manifest(base.base_digest)
         return registry_pb2.GetBaseReply(note=entry, receipt=receipt, manifest=bytes(manifest))

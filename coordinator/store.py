@@ -11,7 +11,8 @@ from typing import Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from common.errors import ConflictError, MalformedError, UnavailableError
@@ -60,15 +61,22 @@ class Store:
         """A write transaction: all of the block or nothing; on disk when it ends.
 
         Raises:
-            UnavailableError: the disk is full, the database stayed busy or cannot be reached.
+            UnavailableError: the disk is full, the database refuses, stayed busy or cannot be reached.
         """
         with _unavailable("written"), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Single reads, each of the latest committed state; takes no lock."""
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        """Single reads, each of the latest committed state; takes no lock.
+
+        Raises:
+            UnavailableError: the database refuses, stayed busy or cannot be reached.
+        """
+        with (
+            _unavailable("read"),
+            self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
             yield connection
 
     def close(self) -> None:
@@ -78,11 +86,13 @@ class Store:
 
 @contextmanager
 def _unavailable(what: str) -> Iterator[None]:
+    """Whatever a database says, the caller's statement is not refused by a rule: it may come again."""
     try:
         yield
-    except OperationalError as error:
+    except (DBAPIError, NoConnectionError) as error:
+        why = error.orig if isinstance(error, DBAPIError) else error
         raise UnavailableError(
-            f"the registry cannot be {what}: {error.orig}; see that its database runs and its disk has room; try again"
+            f"the registry cannot be {what}: {why}; see that its database runs and its disk has room; try again"
         ) from error
 
 

@@ -50,6 +50,14 @@ cosignatures = Table(
     Column("name", Text, primary_key=True),
     Column("line", Text, nullable=False),
 )
+later_cosignatures = Table(
+    "later_cosignatures",
+    metadata,
+    Column("tree_size", _Number, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("cosigned_at", _Number, primary_key=True, autoincrement=False),
+    Column("line", Text, nullable=False),
+)
 invitations = Table(
     "invitations",
     metadata,
@@ -68,6 +76,6 @@ certificates = Table(
     Column("revoked_at", Double),
 )
 
-APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures)
+APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures, later_cosignatures)
 CHANGING: Final = {invitations: ("used_at", "used_by"), certificates: ("revoked_at",)}
 """Tables that are no log, and which of their columns change."""

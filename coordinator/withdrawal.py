@@ -7,7 +7,7 @@ was and that they are gone. Everything here may be cut off anywhere and done aga
 import logging
 from threading import Thread
 
-from common.errors import ConflictError
+from common.errors import ConcordError, ConflictError
 from common.files import taking_turns
 from common.trust.history import History, taken_back, withdrawals_due
 from common.trust.statements import ReleaseWithdraw
@@ -33,13 +33,16 @@ def carry_out(coordinator: Coordinator, *, in_background: bool) -> list[str]:
 
 def _record_withdrawals(coordinator: Coordinator) -> list[str]:
     names = []
-    for release, cause_index in withdrawals_due(coordinator.registry.head()):
+    with coordinator.registry.history() as history:
+        due = withdrawals_due(history)
+    for release, cause_index in due:
         name = release.statement.release
         try:
             coordinator.registry.issue(ReleaseWithdraw, release=name, cause_index=cause_index)
         except ConflictError:  # another process was faster
-            if coordinator.registry.head().releases[name].withdrawn_index is None:
-                raise
+            with coordinator.registry.history() as history:
+                if history.releases[name].withdrawn_index is None:
+                    raise
         names.append(name)
     return names
 
@@ -48,8 +51,8 @@ def _take_down_or_log(coordinator: Coordinator) -> None:
     try:
         with taking_turns(coordinator.home.release_lock):
             take_down(coordinator)
-    except OSError:
-        logger.exception("files of a withdrawn release could not be removed; the next start or release tries again")
+    except (ConcordError, OSError):
+        logger.exception("files of a withdrawn release could not be removed; it is tried again")
 
 
 def take_down(coordinator: Coordinator) -> None:
@@ -60,19 +63,25 @@ def take_down(coordinator: Coordinator) -> None:
         publication.hide(publication.release(release.release))
     gone = _files(coordinator, [release.manifest_digest for release in withdrawn]) | taken_back(history).keys()
     if gone:
-        publication.remove(gone - _needed(coordinator, history))
+        publication.remove(gone - needed_files(coordinator, history))
 
 
-def _needed(coordinator: Coordinator, history: History) -> set[str]:
-    """Digests of all that is named by bases, by releases that stand, and by contributions that were not taken back."""
+def standing_manifests(history: History) -> list[str]:
+    """Digests of the manifests of all bases, and of the releases that stand."""
     manifests = [base.base_digest for base in history.bases.values()]
-    manifests += [r.statement.manifest_digest for r in history.releases.values() if r.withdrawn_index is None]
+    return manifests + [r.statement.manifest_digest for r in history.releases.values() if r.withdrawn_index is None]
+
+
+def needed_files(coordinator: Coordinator, history: History) -> set[str]:
+    """Digests of all that is named by bases, by releases that stand, and by contributions that were not taken back."""
     contributed = {
         file.digest for contribution in history.contributions_by_index.values() for file in contribution.files.values()
     }
-    return _files(coordinator, manifests) | (contributed - taken_back(history).keys())
+    return _files(coordinator, standing_manifests(history)) | (contributed - taken_back(history).keys())
 
 
 def _files(coordinator: Coordinator, manifest_digests: list[str]) -> set[str]:
-    manifests = (coordinator.publication.manifest(digest) for digest in manifest_digests)
-    return {entry.digest for manifest in manifests for entry in manifest.files.values()}
+    """Digests of what these manifests name; of one that is not in this home no file is here, either."""
+    published = coordinator.publication
+    here = (published.manifest(digest) for digest in manifest_digests if published.object_path(digest).is_file())
+    return {entry.digest for manifest in here for entry in manifest.files.values()}

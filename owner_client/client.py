@@ -20,7 +20,7 @@ from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
 from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest
-from common.trust.note import Note
+from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, parse_note
 from common.trust.verify import check_receipt
@@ -134,28 +134,44 @@ class Client:
         reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest())
         return reply.checkpoint, self._pins.observe(reply.checkpoint, fetch_proof=self._consistency).size
 
+    def pinned(self) -> Checkpoint | None:
+        """The largest checkpoint that this owner has verified."""
+        return self._pins.pinned()
+
     def cosign(self, checkpoint: bytes) -> None:
         """Hand in a cosignature under a checkpoint that continues all that this owner saw."""
         self._call(self._registry.Cosign, registry_pb2.CosignRequest(checkpoint=checkpoint))
 
     def wait_for_quorum(self, witnesses: Sequence[Witness], quorum: int) -> None:
-        """Wait until `quorum` of `witnesses` have cosigned the latest checkpoint.
+        """Wait until `quorum` of `witnesses` have cosigned the log as it is now, or a checkpoint that continues it.
 
         Raises:
             UnavailableError: patience ended.
-            VerificationError: a cosignature does not hold.
+            VerificationError: a cosignature does not hold, or a checkpoint contradicts another.
         """
+        size = self.watch()[1]
 
         def attempt() -> None:
-            note, size = self.watch()
-            found = cosigned(Note.parse(note), witnesses)
+            found = self._who_cosigned(witnesses, size)
             if len(found) < quorum:
                 raise UnavailableError(
                     f"{len(found)} of {len(witnesses)} witnesses cosigned the log of {size} entries "
-                    f"({', '.join(found) or 'none'}); you ask for {quorum}"
+                    f"({', '.join(sorted(found)) or 'none'}); you ask for {quorum}"
                 )
 
         self._retry(attempt)
+
+    def _who_cosigned(self, witnesses: Sequence[Witness], size: int) -> set[str]:
+        """Which of `witnesses` cosigned `size` entries or more of the log that this owner knows."""
+        reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest(with_cosigned=True))
+        found: set[str] = set()
+        for data in (reply.checkpoint, *reply.cosigned):
+            note = Note.parse(data)
+            by = cosigned(note, witnesses).keys() - found
+            if by and Checkpoint.parse(note.text).size >= size:
+                self._pins.observe(data, fetch_proof=self._consistency)
+                found |= by
+        return found
 
     def base(self) -> tuple[BasePublish, Manifest]:
         """The public checkpoint to train against, proven to be in the log and signed by the coordinator.

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from common.config import Settings, load_toml
 from common.errors import MalformedError
+from common.trust.cosignature import Witness
 from common.trust.statements import parse_time
 from owner_client.pace import parse_hours
 
@@ -69,6 +70,22 @@ class OwnerSettings(Settings):
     transfer: TransferSettings = Field(default_factory=TransferSettings)
     consent: ConsentSettings | None = None
     training: dict[str, int | float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_quorum(self) -> Self:
+        """A quorum that can be had, and of which two cannot be had for two logs without a witness in both."""
+        try:
+            known = {Witness.parse(line).name for line in self.witnesses}
+        except MalformedError as error:
+            raise ValueError(str(error)) from error
+        if len(known) < len(self.witnesses):
+            raise ValueError("a witness is named twice")
+        if self.quorum and not len(known) / 2 < self.quorum <= len(known):
+            raise ValueError(
+                f"a quorum of {self.quorum} of {len(known)} witnesses; more than half of them and at most all may be "
+                "asked for, or none at all (0)"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""The owner's daemon: takes every step that the owner agreed to in its settings, then watches the log.
+"""The owner's daemon: takes every step that the owner agreed to in its settings, and watches the log all the while.
 
 It dials out only. Every checkpoint it sees must continue the one it has pinned, and is cosigned; its certificate is
-renewed in time.
+renewed in time. That goes on beside all else, from the start: others wait for its cosignature before they sign.
 """
 
 import logging
-from threading import Event
+from threading import Event, Thread
 from typing import Final
 
 from common.console import Reporter, bytes_progress, job_progress
@@ -32,12 +32,13 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
     home.settings()
     with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"):
         try:
-            with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
-                try:
-                    take_part(member, reporter=reporter, stop=stop)
-                except SignatureNeededError as error:
-                    reporter.step(f"{error}; watching the log meanwhile")
-            watch(home, reporter=reporter, stop=stop)
+            with Watching(home, reporter=reporter, stop=stop):
+                with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
+                    try:
+                        take_part(member, reporter=reporter, stop=stop)
+                    except SignatureNeededError as error:
+                        reporter.step(f"{error}; watching the log meanwhile")
+                stop.wait()
         except (KeyboardInterrupt, UnavailableError):
             if not stop.is_set():
                 raise
@@ -76,13 +77,44 @@ def _train_and_submit(member: Membership, base: Base, *, reporter: Reporter, sto
     reporter.step(f"the expert is submitted: {said.statement.record_id}")
 
 
+class Watching:
+    """A thread that watches the log while the block runs. Where that fails it sets `stop`, and the block ends with what
+    failed.
+    """
+
+    def __init__(self, home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
+        self._home, self._reporter, self._stop = home, reporter, stop
+        self._ended = Event()
+        self._failure: Exception | None = None
+        self._thread = Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watching":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            watch(self._home, reporter=self._reporter, stop=self._ended)
+        except KeyboardInterrupt:
+            return  # ended in the middle of a call
+        except Exception as error:  # the daemon must not go on without a witness; whoever started this is told
+            self._failure = error
+            self._stop.set()
+
+
 def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
     """Verify every new checkpoint and keep the certificate fresh, until stopped."""
     seen = -1
     while not stop.is_set():
         try:
             with open_membership(home, patience_s=0, stop=stop) as member:
-                while not stop.wait(member.settings.poll_s):
+                while not stop.is_set():
                     if renew_if_due(member):
                         reporter.step("certificate renewed")
                         break  # the next connection shows the new one
@@ -91,6 +123,7 @@ def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
                     if size != seen:
                         reporter.step(f"the log has {size} entries and continues what was seen before")
                         seen = size
+                    stop.wait(member.settings.poll_s)
         except UnavailableError as error:
             logger.info("%s; trying again", error)
             stop.wait(home.settings().poll_s)

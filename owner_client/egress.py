@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import ConcordError, EgressDeniedError
+from common.files import taking_turns
 from common.model import checkpoint
 from common.model.expert import EXPERT_NAME, check_expert, expected_tensors, read_config
 from common.model.partition import TensorSpec
@@ -127,7 +128,11 @@ def _contribution(planned: EgressPlan, *, grant_id: str, chain: Chain) -> Said |
 
 def record(ledger: Path, kind: str, *, name: str, digest: str, size_bytes: int) -> None:
     """Write one line to the ledger, on disk before this returns. The same thing sent again is not another line."""
-    line = {"kind": kind, "name": name, "digest": digest, "size_bytes": size_bytes}
+    with taking_turns(ledger.with_name(f".{ledger.name}.lock")):
+        _record(ledger, {"kind": kind, "name": name, "digest": digest, "size_bytes": size_bytes})
+
+
+def _record(ledger: Path, line: dict[str, object]) -> None:
     if any({key: entry[key] for key in line} == line for entry in read_ledger(ledger)):
         return
     text = json.dumps({"at": format_time(datetime.now(UTC)), **line}) + "\n"

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
@@ -20,7 +20,7 @@ from common.trust.certificate_request import CertificateRequest
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.note import Note, SigningKey
+from common.trust.note import Checkpoint, Note, SigningKey
 from common.trust.pki import identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.rules import owner_key_name, witness_key_name
@@ -34,6 +34,7 @@ from owner_client.pins import Pins
 
 _INVITATION: Final = "invitation.json"
 _LOOK_EVERY_S: Final = 0.2
+_COSIGN_AGAIN: Final = timedelta(hours=1)
 
 
 REFUSALS: Final = (MalformedError, NotFoundError, ConflictError, ConsentError, TooLargeError)
@@ -256,13 +257,18 @@ def _witness_in_log(home: OwnerHome, chain: Chain, root: TrustedRoot) -> Signing
 
 
 def cosign_checkpoint(member: Membership, checkpoint: bytes) -> bool:
-    """Cosign a checkpoint that was found to continue what this owner saw; False where that is done or has no key."""
-    if member.witness is None:
-        return False
+    """Cosign a checkpoint that was found to continue what this owner saw; False where that is done or has no key. One
+    that stays the newest is cosigned again: the log is still watched.
+
+    An older one than what was seen last is not cosigned: a coordinator that shows it wants today's word for it.
+    """
     note = Note.parse(checkpoint)
-    if cosigned(note, [Witness.of(member.witness)]):
+    if member.witness is None or member.client.pinned() != Checkpoint.parse(note.text):
         return False
-    ours = Note(note.text, (*note.signatures[:1], cosign(note.text, member.witness, at=datetime.now(UTC))))
+    now, before = datetime.now(UTC), cosigned(note, [Witness.of(member.witness)])
+    if any(now < at + _COSIGN_AGAIN for at in before.values()):
+        return False
+    ours = Note(note.text, (*note.signatures[:1], cosign(note.text, member.witness, at=now)))
     data = bytes(ours)
     egress.record(member.home.ledger, "cosignature", name="checkpoint", digest=digest_of(data), size_bytes=len(data))
     member.client.cosign(data)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/registry.proto\x12\nconcord.v1\"\x1d\n\rRecordRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"\x1e\n\x0bRecordReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"\x16\n\x14GetCheckpointRequest\"(\n\x12GetCheckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\"#\n\rCosignRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\"\r\n\x0b\x43osignReply\";\n\x15GetConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\"%\n\x13GetConsistencyReply\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"\x11\n\x0fGetChainRequest\"/\n\rGetChainReply\x12\x10\n\x08next_seq\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\t\"\x10\n\x0eGetBaseRequest\"?\n\x0cGetBaseReply\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x32\xb4\x03\n\x08Registry\x12<\n\x06Record\x12\x19.concord.v1.RecordRequest\x1a\x17.concord.v1.RecordReply\x12Q\n\rGetCheckpoint\x12 .concord.v1.GetCheckpointRequest\x1a\x1e.concord.v1.GetCheckpointReply\x12<\n\x06\x43osign\x12\x19.concord.v1.CosignRequest\x1a\x17.concord.v1.CosignReply\x12T\n\x0eGetConsistency\x12!.concord.v1.GetConsistencyRequest\x1a\x1f.concord.v1.GetConsistencyReply\x12\x42\n\x08GetChain\x12\x1b.concord.v1.GetChainRequest\x1a\x19.concord.v1.GetChainReply\x12?\n\x07GetBase\x12\x1a.concord.v1.GetBaseRequest\x1a\x18.concord.v1.GetBaseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/registry.proto\x12\nconcord.v1\"\x1d\n\rRecordRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"\x1e\n\x0bRecordReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"-\n\x14GetCheckpointRequest\x12\x15\n\rwith_cosigned\x18\x01 \x01(\x08\":\n\x12GetCheckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x10\n\x08\x63osigned\x18\x02 \x03(\x0c\"#\n\rCosignRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\"\r\n\x0b\x43osignReply\";\n\x15GetConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\"%\n\x13GetConsistencyReply\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"\x11\n\x0fGetChainRequest\"/\n\rGetChainReply\x12\x10\n\x08next_seq\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\t\"\x10\n\x0eGetBaseRequest\"?\n\x0cGetBaseReply\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x32\xb4\x03\n\x08Registry\x12<\n\x06Record\x12\x19.concord.v1.RecordRequest\x1a\x17.concord.v1.RecordReply\x12Q\n\rGetCheckpoint\x12 .concord.v1.GetCheckpointRequest\x1a\x1e.concord.v1.GetCheckpointReply\x12<\n\x06\x43osign\x12\x19.concord.v1.CosignRequest\x1a\x17.concord.v1.CosignReply\x12T\n\x0eGetConsistency\x12!.concord.v1.GetConsistencyRequest\x1a\x1f.concord.v1.GetConsistencyReply\x12\x42\n\x08GetChain\x12\x1b.concord.v1.GetChainRequest\x1a\x19.concord.v1.GetChainReply\x12?\n\x07GetBase\x12\x1a.concord.v1.GetBaseRequest\x1a\x18.concord.v1.GetBaseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDREPLY']._serialized_start=68
   _globals['_RECORDREPLY']._serialized_end=98
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=100
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=122
-  _globals['_GETCHECKPOINTREPLY']._serialized_start=124
-  _globals['_GETCHECKPOINTREPLY']._serialized_end=164
-  _globals['_COSIGNREQUEST']._serialized_start=166
-  _globals['_COSIGNREQUEST']._serialized_end=201
-  _globals['_COSIGNREPLY']._serialized_start=203
-  _globals['_COSIGNREPLY']._serialized_end=216
-  _globals['_GETCONSISTENCYREQUEST']._serialized_start=218
-  _globals['_GETCONSISTENCYREQUEST']._serialized_end=277
-  _globals['_GETCONSISTENCYREPLY']._serialized_start=279
-  _globals['_GETCONSISTENCYREPLY']._serialized_end=316
-  _globals['_GETCHAINREQUEST']._serialized_start=318
-  _globals['_GETCHAINREQUEST']._serialized_end=335
-  _globals['_GETCHAINREPLY']._serialized_start=337
-  _globals['_GETCHAINREPLY']._serialized_end=384
-  _globals['_GETBASEREQUEST']._serialized_start=386
-  _globals['_GETBASEREQUEST']._serialized_end=402
-  _globals['_GETBASEREPLY']._serialized_start=404
-  _globals['_GETBASEREPLY']._serialized_end=467
-  _globals['_REGISTRY']._serialized_start=470
-  _globals['_REGISTRY']._serialized_end=906
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=145
+  _globals['_GETCHECKPOINTREPLY']._serialized_start=147
+  _globals['_GETCHECKPOINTREPLY']._serialized_end=205
+  _globals['_COSIGNREQUEST']._serialized_start=207
+  _globals['_COSIGNREQUEST']._serialized_end=242
+  _globals['_COSIGNREPLY']._serialized_start=244
+  _globals['_COSIGNREPLY']._serialized_end=257
+  _globals['_GETCONSISTENCYREQUEST']._serialized_start=259
+  _globals['_GETCONSISTENCYREQUEST']._serialized_end=318
+  _globals['_GETCONSISTENCYREPLY']._serialized_start=320
+  _globals['_GETCONSISTENCYREPLY']._serialized_end=357
+  _globals['_GETCHAINREQUEST']._serialized_start=359
+  _globals['_GETCHAINREQUEST']._serialized_end=376
+  _globals['_GETCHAINREPLY']._serialized_start=378
+  _globals['_GETCHAINREPLY']._serialized_end=425
+  _globals['_GETBASEREQUEST']._serialized_start=427
+  _globals['_GETBASEREQUEST']._serialized_end=443
+  _globals['_GETBASEREPLY']._serialized_start=445
+  _globals['_GETBASEREPLY']._serialized_end=508
+  _globals['_REGISTRY']._serialized_start=511
+  _globals['_REGISTRY']._serialized_end=947
 # @@protoc_insertion_point(module_scope)

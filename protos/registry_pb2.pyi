@@ -19,14 +19,18 @@ class RecordReply(_message.Message):
     def __init__(self, receipt: _Optional[bytes] = ...) -> None: ...
 
 class GetCheckpointRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("with_cosigned",)
+    WITH_COSIGNED_FIELD_NUMBER: _ClassVar[int]
+    with_cosigned: bool
+    def __init__(self, with_cosigned: _Optional[bool] = ...) -> None: ...
 
 class GetCheckpointReply(_message.Message):
-    __slots__ = ("checkpoint",)
+    __slots__ = ("checkpoint", "cosigned")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    COSIGNED_FIELD_NUMBER: _ClassVar[int]
     checkpoint: bytes
-    def __init__(self, checkpoint: _Optional[bytes] = ...) -> None: ...
+    cosigned: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, checkpoint: _Optional[bytes] = ..., cosigned: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class CosignRequest(_message.Message):
     __slots__ = ("checkpoint",)

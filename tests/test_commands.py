@@ -24,7 +24,7 @@ from tests.commands import concord, serving, start, wait_for_step
 from tests.federation import Owner, expert_weights, free_ports, write_base
 
 OPTIONS = {
-    "coordinator init": "federation home host port enrolment-port advertise num-experts-per-tok database json",
+    "coordinator init": "origin federation home host port enrolment-port advertise num-experts-per-tok database json",
     "coordinator migrate": "database writer json",
     "coordinator pretrain": "data output config json",
     "coordinator tune": "output config json",
@@ -33,6 +33,7 @@ OPTIONS = {
     "coordinator serve": "home json",
     "coordinator revoke": "reason home json",
     "coordinator registry": "home json",
+    "coordinator recover": "from home json",
     "coordinator release": "home evaluate max-bytes threads json",
     "coordinator status": "home json",
     "owner enrol": "invitation data public home json",
@@ -383,6 +384,9 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     ),
     "consent for an empty purpose": (
         "owner consent", lambda s: ["--terms", s.terms, "--purpose", "", "--home", s.joined], "purpose"
+    ),
+    "recover from what is not there": (
+        "coordinator recover", lambda s: ["--home", s.home, "--from", s.path / "empty"], "name a coordinator's public"
     ),
     "train without text": ("owner train", lambda s: ["--home", s.consented], "no text to train on"),
     "train on text that is not there": (

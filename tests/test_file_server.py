@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import UnavailableError
 from coordinator.file_server import FileServer
+from owner_client.membership import cosign_checkpoint
 from tests.commands import concord
 from tests.federation import Federation
 
@@ -21,6 +22,8 @@ def address(consortium: Federation) -> Iterator[str]:
     for seed, name in enumerate(("archive", "hospital")):
         consortium.enrol(name).take_part(seed)
     consortium.release()
+    with consortium.owner("archive").member() as member:
+        assert cosign_checkpoint(member, member.client.watch()[0])
     with FileServer(consortium.public, host="127.0.0.1", port=0) as server:
         yield f"http://127.0.0.1:{server.port}"
 
@@ -36,8 +39,9 @@ def test_what_never_changes_is_kept_and_what_changes_is_asked_for(consortium: Fe
     tile = next(path for path in (consortium.public / "log" / "tile" / "0" / "000.p").iterdir())
     for path, kept in {
         "log/checkpoint": "no-cache",
+        "log/cosigned": "no-cache",
         f"log/tile/0/000.p/{tile.name}": forever,
-        f"objects/{some.name}": forever,
+        f"objects/{some.name}": soon,
         "trusted_root.json": soon,
         "releases/release-1/config.json": soon,
         "releases/release-1/manifest.json": soon,
@@ -47,6 +51,18 @@ def test_what_never_changes_is_kept_and_what_changes_is_asked_for(consortium: Fe
         assert _get(f"{address}/{path}", method="HEAD")[::2] == (kept, b"")
     assert _get(f"{address}/log/checkpoint")[1] == "text/plain; charset=utf-8"
     assert _get(f"{address}/log/tile/0/000.p/{tile.name}")[1] == "application/octet-stream"
+
+
+def test_that_a_file_is_not_there_is_not_kept(consortium: Federation, address: str) -> None:
+    """A cache that kept it would hide a tile when it comes; a kept object would outlive its withdrawal."""
+    later = f"log/tile/entries/000.p/{consortium.coordinator.registry.head().size + 1}"
+    for path in (later, "log/tile/1/000", f"objects/{64 * '0'}", "releases/release-2/config.json"):
+        with pytest.raises(HTTPError) as refused:
+            _get(f"{address}/{path}")
+        assert (refused.value.code, refused.value.headers["Cache-Control"]) == (404, "no-store")
+    consortium.enrol("publisher")
+    assert consortium.public
+    assert _get(f"{address}/{later}")[0] == "public, max-age=31536000, immutable"
 
 
 def test_a_cache_that_asks_anew_gets_what_changed_within_the_second(consortium: Federation, address: str) -> None:

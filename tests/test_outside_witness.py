@@ -214,7 +214,10 @@ def test_a_witness_that_disagrees_is_said_once_and_never_taken_for_agreement(
     bringing = Bringing(federation.coordinator.registry, [outside], every_s=1)
     for _ in range(3):
         bringing.bring_to_all()
-    assert len([record for record in caplog.records if "find out why" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "Nothing is added to the log" in record.getMessage()]) == 1
+    with pytest.raises(UnavailableError, match=r"nothing is added to this log: .* has seen a log that"):
+        federation.enrol("archive")
+    assert federation.coordinator.registry.size() == fork.size
     assert not audit(federation.public, witnesses=[outside.witness], quorum=1).holds
 
 
@@ -236,8 +239,7 @@ def outside(federation: Federation, witness: Running) -> OutsideWitness:
 
 
 def _bring(federation: Federation, outside: OutsideWitness) -> bool:
-    registry = federation.coordinator.registry
-    return outside.bring(registry, registry.checkpoint())
+    return outside.bring(federation.coordinator.registry)
 
 
 def test_new_checkpoints_are_cosigned_and_published(federation: Federation, outside: OutsideWitness) -> None:
@@ -249,9 +251,16 @@ def test_new_checkpoints_are_cosigned_and_published(federation: Federation, outs
     assert audit(federation.public, witnesses=[outside.witness], quorum=1).holds
     forgetful = OutsideWitness(outside.witness, outside.address)  # a coordinator that was started anew
     federation.enrol("hospital")
-    assert not audit(federation.public, witnesses=[outside.witness], quorum=1).holds
+    assert "cosigned up to 2 entries by" in audit(federation.public, witnesses=[outside.witness]).findings[0].found
     assert _bring(federation, forgetful)
     assert audit(federation.public, witnesses=[outside.witness], quorum=1).holds
+
+
+def test_a_quiet_log_is_cosigned_again(federation: Federation, outside: OutsideWitness) -> None:
+    assert _bring(federation, outside)
+    assert not _bring(federation, outside)
+    outside.cosigned_at -= 3600
+    assert _bring(federation, outside)
 
 
 def test_a_serving_coordinator_brings_them_by_itself(federation: Federation, outside: OutsideWitness) -> None:

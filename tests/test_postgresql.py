@@ -46,7 +46,7 @@ def database(server: Server, request: pytest.FixtureRequest) -> str:
     """Name of a migrated database."""
     name = f"registry_{zlib.crc32(request.node.name.encode())}"
     server.new_database(name)
-    assert postgresql.migrate(server.url(ADMIN, name), writer=WRITER) == "0001"
+    assert postgresql.migrate(server.url(ADMIN, name), writer=WRITER) == "0002"
     return name
 
 
@@ -74,7 +74,7 @@ def test_the_migrated_tables_are_those_that_the_code_has(server: Server, databas
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
-    assert postgresql.migrate(server.url(ADMIN, database), writer=WRITER) == "0001"  # again changes nothing
+    assert postgresql.migrate(server.url(ADMIN, database), writer=WRITER) == "0002"  # again changes nothing
 
 
 @pytest.mark.parametrize("user", [ADMIN, WRITER])
@@ -105,8 +105,14 @@ def test_the_coordinators_role_changes_nothing_else_either(server: Server, datab
         connection.execute(sql)
 
 
-def test_several_coordinators_append_at_once_to_one_log(server: Server, database: str, tmp_path: Path) -> None:
-    """Two homes with the same keys, four callers each; every receipt holds, and the log is one."""
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_several_coordinators_append_at_once_to_one_log(
+    server: Server, database: str, tmp_path: Path, isolation: str
+) -> None:
+    """Two homes with the same keys, four callers each; every receipt holds, and the log is one, whatever isolation the
+    server's administrator made the default."""
+    with psycopg.connect(host=str(server.socket), user=ADMIN, dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{isolation}'")
     first = create(tmp_path / "one", _settings(server.url(WRITER, database)))
     shutil.copytree(first.path, tmp_path / "two")
     with ExitStack() as opened:
@@ -157,7 +163,7 @@ def test_a_restored_older_database_is_refused(server: Server, tmp_path: Path) ->
 
 def test_what_is_not_migrated_or_not_there_is_refused_with_the_way_out(server: Server, tmp_path: Path) -> None:
     server.new_database("empty")
-    with pytest.raises(ConflictError, match="at version none, not 0001; run, as its owner: concord coordinator migrat"):
+    with pytest.raises(ConflictError, match="at version none, not 0002; run, as its owner: concord coordinator migrat"):
         create(tmp_path / "empty", _settings(server.url(WRITER, "empty")))
     with pytest.raises(UnavailableError, match="cannot be used"):
         create(tmp_path / "none", _settings(server.url(WRITER, "nothing_there")))

@@ -18,6 +18,8 @@ TILE_HEIGHT: Final = 8
 """Levels of the tree that a tile stands for."""
 MAX_LEVEL: Final = 63 // TILE_HEIGHT
 CHECKPOINT_NAME: Final = "checkpoint"
+COSIGNED_NAME: Final = "cosigned"
+"""Checkpoints in the format of an entry bundle: for every witness the largest one that it cosigned."""
 
 
 def bundle_path(index: int, *, width: int = BUNDLE_ENTRIES) -> PurePosixPath:

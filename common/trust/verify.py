@@ -68,17 +68,6 @@ def check_checkpoint(root: TrustedRoot, data: bytes) -> Checkpoint:
         raise StepFailed(1, str(error)) from error
 
 
-def check_quorum(data: bytes, witnesses: Sequence[Witness], *, quorum: int) -> list[str]:
-    """Step 1, the witnesses' part: the names of those that cosigned the checkpoint's note `data`, `quorum` or more."""
-    try:
-        found = list(cosigned(Note.parse(data), witnesses))
-    except ConcordError as error:
-        raise StepFailed(1, str(error)) from error
-    if len(found) < quorum:
-        raise StepFailed(1, f"{len(found)} of {len(witnesses)} witnesses cosigned; {quorum} are asked for")
-    return found
-
-
 def check_growth(old: Checkpoint | None, new: Checkpoint, *, proof: Sequence[bytes]) -> None:
     """Step 2 by a consistency proof; `old` None means nothing was seen before."""
     if old is None:
@@ -91,20 +80,31 @@ def check_growth(old: Checkpoint | None, new: Checkpoint, *, proof: Sequence[byt
         raise StepFailed(2, f"from {old.size} to {new.size} entries: {error}") from error
 
 
-def check_entries(entries: Sequence[bytes], checkpoint: Checkpoint, *, last_seen: Checkpoint | None) -> None:
-    """Steps 2 and 3 by replaying: no proof is needed where all entries are at hand."""
+def check_entries(
+    entries: Sequence[bytes],
+    checkpoint: Checkpoint,
+    *,
+    last_seen: Checkpoint | None,
+    others: Iterable[Checkpoint] = (),
+) -> None:
+    """Steps 2 and 3 by replaying: no proof is needed where all entries are at hand. `others` are checkpoints that the
+    log signed as well; those of larger logs say nothing here."""
     if len(entries) != checkpoint.size:
         raise StepFailed(3, f"{len(entries)} entries where the checkpoint says {checkpoint.size}")
     if last_seen is not None and last_seen.size > checkpoint.size:
         raise StepFailed(2, f"the log shrank from {last_seen.size} to {checkpoint.size} entries")
-    running, then = merkle.RunningRoot(), merkle.EMPTY_ROOT
+    running, then = merkle.RunningRoot(), dict[int, bytes]()
+    known = [each for each in (*others, last_seen) if each is not None]
+    sizes = {each.size for each in known}
     for entry in entries:
+        if running.size in sizes:
+            then[running.size] = running.root
         running.append(merkle.leaf_hash(entry))
-        if last_seen is not None and last_seen.size == running.size:
-            then = running.root
+    then[running.size] = running.root
     _same_root(3, running.root, checkpoint)  # first: a copy that is damaged is no contradiction of the log
-    if last_seen is not None:
-        _same_root(2, then, last_seen)
+    for each in known:
+        if each.size in then:
+            _same_root(2, then[each.size], each)
 
 
 def _same_root(step: int, found: bytes, wanted: Checkpoint) -> None:

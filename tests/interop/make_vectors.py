@@ -38,7 +38,7 @@ def fill(coordinator: Coordinator) -> list[bytes]:
         files = {"expert.safetensors": ContributedFile(digest=f"sha256:{number:064x}", size=9)}
         parties.append(Party(number, root=registry.root, base_digest=DIGEST, files=files))
         registry.admit(parties[-1].joins(), claim=lambda connection: None)
-    while (size := registry.head().size) < ENTRIES:
+    while (size := registry.size()) < ENTRIES:
         party = parties[size % len(parties)]
         registry.record(party.next(), caller=party.name, arrived=True)
     return [coordinator.log.entry(index) for index in range(size)]

@@ -1,0 +1,143 @@
+"""An owner's daemon watches and cosigns from its start, whatever else it does."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Barrier, Event
+
+import pytest
+
+from common.errors import MalformedError, NotFoundError, VerificationError
+from common.trust.cosignature import Witness
+from common.trust.note import Checkpoint, Note, SigningKey, sign
+from owner_client import egress
+from owner_client.daemon import run
+from owner_client.membership import cosign_checkpoint
+from tests.federation import Federation, Owner, running_federation
+
+NAMES = ("archive", "hospital", "library")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Federation]:
+    """A base and three owners."""
+    with running_federation(tmp_path) as federation:
+        federation.publish_base()
+        for name in NAMES:
+            federation.enrol(name)
+        yield federation
+
+
+@dataclass
+class Heard:
+    """What a daemon says; whoever consents waits for the others."""
+
+    all_consented: Barrier | None = None
+    watches: Event = field(default_factory=Event)
+
+    def step(self, text: str) -> None:
+        if text.startswith("the log has"):
+            self.watches.set()
+        if text.startswith("consent is in the log") and self.all_consented is not None:
+            self.all_consented.wait(60)
+
+    def table(self, *_: object) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+    def progress(self, *_: object, **__: object) -> None: ...
+
+    def result(self, *_: object) -> None: ...
+
+
+def _settings(owner: Owner, *lines: str) -> None:
+    text = owner.home.settings_file.read_text()
+    owner.home.settings_file.write_text("\n".join([text, "poll_s = 0.2", *lines, ""]))
+
+
+def test_owners_who_wait_for_each_other_to_cosign_all_consent(three: Federation) -> None:
+    witnesses = [str(each) for each in three.coordinator.registry.head().witnesses]
+    owners = [three.owner(name) for name in NAMES]
+    for owner in owners:
+        consent = ["[consent]", 'purposes = ["research"]', f'terms = "{owner.terms}"']
+        _settings(owner, f"witnesses = {witnesses}", "quorum = 3", *consent)
+    heard = Heard(all_consented=Barrier(len(owners)))
+    with ThreadPoolExecutor(len(owners)) as pool:
+        running = [pool.submit(run, owner.home, reporter=heard, stop=Event()) for owner in owners]
+        for each in running:
+            with pytest.raises(NotFoundError, match="data"):  # what comes after the consent: there is none to train on
+                each.result(90)
+    assert {grant.party for grant in three.coordinator.registry.head().grants.values()} == set(NAMES)
+
+
+def test_a_daemon_that_is_contradicted_stops_whatever_it_does(three: Federation) -> None:
+    owner = three.owner("archive")
+    _settings(owner)
+    with owner.member() as member:
+        member.client.watch()
+        seen = Checkpoint.parse(Note.parse(owner.home.pinned.read_bytes()).text)
+        key = SigningKey.from_pem((three.coordinator.home.keys / "log.key").read_bytes(), name=member.root.log.name)
+    stop, heard = Event(), Heard()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, owner.home, reporter=heard, stop=stop)
+        assert heard.watches.wait(30)
+        owner.home.pinned.write_bytes(bytes(sign(str(Checkpoint(seen.origin, seen.size + 1, bytes(32))), key)))
+        with pytest.raises(VerificationError, match="both checkpoints are kept"):
+            running.result(60)
+    assert stop.is_set()
+
+
+def test_a_daemon_that_is_told_to_stop_stops(three: Federation) -> None:
+    _settings(three.owner("archive"))
+    stop, heard = Event(), Heard()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, three.owner("archive").home, reporter=heard, stop=stop)
+        assert heard.watches.wait(30)
+        stop.set()
+        running.result(30)
+
+
+def test_an_older_checkpoint_is_not_cosigned_as_if_it_were_seen_today(three: Federation) -> None:
+    """It is true, but it says nothing about what was appended since; with its date a rollback would look well."""
+    old = three.coordinator.registry.checkpoint()
+    three.owner("hospital").consent()
+    owner = three.owner("archive")
+    with owner.member() as member:
+        newest, size = member.client.watch()
+        assert Checkpoint.parse(Note.parse(old).text).size == size - 1
+        assert member.client._pins.observe(old, fetch_proof=member.client._consistency).size == size - 1
+        before = egress.read_ledger(owner.home.ledger)
+        assert not cosign_checkpoint(member, old)
+        assert egress.read_ledger(owner.home.ledger) == before
+        assert cosign_checkpoint(member, newest)
+
+
+@pytest.mark.parametrize("quorum", [1, 2, 3, 4])
+def test_a_quorum_can_be_had_and_cannot_be_had_twice(three: Federation, quorum: int) -> None:
+    lines = [str(each) for each in three.coordinator.registry.head().witnesses]
+    owner = three.owner("archive")
+    _settings(owner, f"witnesses = {lines}", f"quorum = {quorum}")
+    if quorum in (2, 3):
+        assert owner.home.settings().quorum == quorum
+    else:
+        with pytest.raises(MalformedError, match=f"a quorum of {quorum} of 3 witnesses; more than half"):
+            owner.home.settings()
+
+
+@pytest.mark.parametrize(("lines", "why"), [(["x"], "is not NAME"), (["KEY", "KEY"], "named twice")])
+def test_witnesses_are_named_once_and_as_they_are(three: Federation, lines: list[str], why: str) -> None:
+    key = str(Witness.of(SigningKey.generate("w.example/w1")))
+    owner = three.owner("archive")
+    _settings(owner, f"witnesses = {[line.replace('KEY', key) for line in lines]}")
+    with pytest.raises(MalformedError, match=rf"owner.toml: .*{why}"):
+        owner.home.settings()
+
+
+def test_two_threads_write_a_line_each_into_the_ledger(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        egress.record(tmp_path / "ledger", "cosignature", name=str(number), digest="sha256:0", size_bytes=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(64)))
+    assert sorted(int(str(line["name"])) for line in egress.read_ledger(tmp_path / "ledger")) == list(range(64))
