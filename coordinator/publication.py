@@ -57,17 +57,23 @@ class Publication:
         return Manifest.parse(self.find(digest).read_bytes())
 
     def add_file(self, path: Path, *, entry: FileEntry) -> bool:
-        """Publish a file whose digest the caller has checked, moving it in; False where it is there already."""
+        """Publish a file whose digest the caller has checked, moving it in; False where it is there already.
+
+        From then on everybody may read it, as whatever else is published: a file server often runs as somebody else.
+        """
         target = self.object_path(entry.digest)
         if target.exists():
             return False
+        path.chmod(0o644)
         path.replace(target)
         sync_directory(self._objects)
         return True
 
     def take_back(self, entry: FileEntry, *, to: Path) -> None:
         """Undo `add_file`, for what the log does not name."""
-        self.object_path(entry.digest).replace(to)
+        path = self.object_path(entry.digest)
+        path.chmod(0o600)
+        path.replace(to)
 
     def add_objects(self, directory: Path, *, ours: bool) -> Manifest:
         """Publish the files of `directory` and their manifest by content, without a name yet.

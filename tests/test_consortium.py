@@ -71,6 +71,14 @@ def test_a_release_loads_with_transformers(consortium: Federation) -> None:
     assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape == (1, 7)
 
 
+def test_everybody_may_read_what_is_published(consortium: Federation) -> None:
+    """A file server runs as somebody else as a rule; the rest of the home stays its own."""
+    consortium.enrol("archive").take_part(1)
+    consortium.release()
+    files = [path for path in consortium.public.rglob("*") if path.is_file()]
+    assert [str(path) for path in files if path.stat().st_mode & 0o777 != 0o644] == []
+
+
 def test_a_release_over_an_empty_registry_is_the_public_model_alone(consortium: Federation) -> None:
     release = consortium.release()
     assert not release.owners
