@@ -68,7 +68,7 @@ class SignatureChecks:
 
     def _submit(self) -> None:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._workers)
+            self._pool = ProcessPoolExecutor(self._workers, initializer=_give_way)
         self._running.append(self._pool.submit(_check, self._batch))
         self._batch = []
         while len(self._running) > _AHEAD or (self._running and self._running[0].done()):
@@ -77,6 +77,11 @@ class SignatureChecks:
     def _take(self, found: tuple[int, str] | None) -> None:
         if self.failed is None:
             self.failed = found
+
+
+def _give_way() -> None:
+    """Let the fold go first where there are no more cores than checks: it cannot be shared, and they can wait for it."""
+    os.nice(5)
 
 
 def _check(batch: Sequence[_Check]) -> tuple[int, str] | None:

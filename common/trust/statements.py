@@ -328,13 +328,13 @@ def parse(text: str) -> Statement:
     if kind is None:
         raise MalformedError(f"unknown statement type {type_line[:80]!r}; this version knows {', '.join(KINDS)}")
     line, end = data[len(type_line) + 1 : -1], data[-1:]
-    fields = strict_json.load_object(line, what=kind.type)
+    fields, is_canonical = strict_json.load_spelled(line, what=kind.type)
     try:
         statement = kind.model_validate(fields)
     except ValidationError as error:
         raise MalformedError(f"{kind.type}: {_first_problem(error)}") from error
     # No field is changed by being read, so the statement's own text is the canonical form of what was read.
-    if end != b"\n" or not strict_json.is_canonical(line, fields):
+    if end != b"\n" or not is_canonical:
         raise MalformedError(f"{kind.type} is not canonical: one line of RFC 8785 JSON and a newline are wanted")
     statement.__dict__["digest"] = digest_of(data)
     return statement

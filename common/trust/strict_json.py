@@ -2,12 +2,18 @@
 
 `loads` refuses what Python's `json` accepts silently: duplicate keys, NaN and infinities, integers a double cannot
 hold (RFC 8785 section 3.2.2.3), invalid UTF-8 and absurd nesting. `canonical` is RFC 8785.
+
+Nearly all that is read was spelled canonically, in ASCII and without fractions. Such bytes are what orjson writes for
+what it read from them, which takes a tenth of the time: whatever else they may be, they hold no key twice, no number
+that is not as it should be, and nothing in another order. Everything else goes the strict way.
 """
 
 import json
 import math
+import re
 from typing import Final, NoReturn
 
+import orjson
 import rfc8785
 
 from common.errors import MalformedError
@@ -62,6 +68,31 @@ def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"{what}: {error}") from error
     return value
+
+
+_FRACTION_OF_KEY: Final = re.compile(rb'":-?[0-9]+[.eE]')
+_FRACTION_IN_LIST: Final = re.compile(rb"[,[]-?[0-9]+[.eE]")
+"""What a number with a fraction or an exponent has before it; text may have it too. Two, since the first is found far
+quicker and most objects have no list."""
+
+_SAME_SPELLING: Final = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
+
+
+def load_spelled(data: bytes, *, what: str = "JSON") -> tuple[dict[str, JsonValue], bool]:
+    """The object in `data`, and whether that is its RFC 8785 form; errors as `load_object`."""
+    if data.startswith(b"{") and data.isascii() and not _may_have_fractions(data):
+        try:
+            value = orjson.loads(data)
+            if orjson.dumps(value, option=_SAME_SPELLING) == data:
+                return value, True
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            pass  # the strict way says what is wrong
+    value = load_object(data, what=what)
+    return value, is_canonical(data, value)
+
+
+def _may_have_fractions(data: bytes) -> bool:
+    return bool(_FRACTION_OF_KEY.search(data) or (b"[" in data and _FRACTION_IN_LIST.search(data)))
 
 
 def load_object(data: bytes, *, what: str = "JSON") -> dict[str, JsonValue]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import MalformedError
-from common.trust.strict_json import MAX_SAFE_INTEGER, canonical, load_object, loads
+from common.trust.strict_json import MAX_SAFE_INTEGER, canonical, is_canonical, load_object, load_spelled, loads
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,56 @@ def test_any_bytes_give_a_value_or_a_malformed_error(data: bytes) -> None:
     except MalformedError:
         return
     assert json.loads(data) == value
+
+
+def _strictly(data: bytes) -> object:
+    """What `load_spelled` says by its definition."""
+    value = load_object(data)
+    return value, is_canonical(data, value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":1,"b":[-5,{"c":null,"d":true}]}',
+        b'{"a":"1.5","b":",2.5"}',
+        b'{"a":1.0}',
+        b'{"a":1e2}',
+        b'{"a":[1,-1.5]}',
+        b'{"a":-0}',
+        b'{"b":1,"a":2}',
+        b'{"a": 1}',
+        b'{"a":"\\/"}',
+        b'{"a":"\\u001f\\n\\u007f"}',
+        b'{"a":"\\u001F"}',
+        b'{"a":"\x7f\\b\\f\\r\\t\\"\\\\"}',
+        b'{"a":9007199254740991}',
+        '{"\ufb33":1,"😀":2}'.encode(),
+        '{"😀":1,"\ufb33":2}'.encode(),
+    ],
+)
+def test_the_quick_way_says_what_the_strict_way_says(data: bytes) -> None:
+    assert load_spelled(data) == _strictly(data)
+    assert [type(value) for value in load_spelled(data)[0].values()] == [type(v) for v in load_object(data).values()]
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"a":1,"a":1}', b'{"a":NaN}', b'{"a":9007199254740992}', b"[]", b"1", b'{"a":1}x', b'{"a":"\\ud800"}']
+)
+def test_the_quick_way_takes_nothing_that_the_strict_way_refuses(data: bytes) -> None:
+    with pytest.raises(MalformedError):
+        load_spelled(data)
+
+
+@given(st.dictionaries(st.text(max_size=4), _SAFE, max_size=4), st.data())
+def test_both_ways_agree_on_objects_and_on_what_is_nearly_one(value: dict[str, object], draw: st.DataObject) -> None:
+    data = bytearray(canonical(value))
+    for _ in range(draw.draw(st.integers(0, 2))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 127))
+    try:
+        expected = _strictly(bytes(data))
+    except MalformedError:
+        with pytest.raises(MalformedError):
+            load_spelled(bytes(data))
+        return
+    assert load_spelled(bytes(data)) == expected
