@@ -80,7 +80,7 @@ class SignatureChecks:
 
 
 def _give_way() -> None:
-    """Let the fold go first where there are no more cores than checks: it cannot be shared, and they can wait for it."""
+    """Let the fold go first where cores are few: it cannot be shared, and checks can wait for it."""
     os.nice(5)
 
 
