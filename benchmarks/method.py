@@ -74,6 +74,9 @@ PRESETS: Final = {
 
 _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
+_TUNED_BYTES: Final = 20_000
+"""Of each owner's validation text, at most, an ensemble's temperature is chosen on."""
+
 _HELD_BYTES: Final = 30_000
 """Of each owner's proxies and of public validation text, at most, rows are chosen on."""
 
@@ -334,7 +337,10 @@ class Study:
         """The temperature that is best on the owners' validation text."""
         totals = dict.fromkeys(_TEMPERATURES, 0.0)
         for owner in self.world.owners:
-            domain = self.world.domain(owner, split="validation")
+            documents = data.sample(self.world.documents(owner, split="validation"), _TUNED_BYTES)
+            domain = prepare(
+                documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.sequence_length
+            )
             nats = [self.world.nats(path, domain) for path in models]
             losses = document_losses(domain, nats)
             for temperature in totals:
