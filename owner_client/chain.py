@@ -9,7 +9,7 @@ what comes back is put beside it as `00000.note`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from common.config import describe
 from common.errors import ConflictError, MalformedError, SignatureNeededError
-from common.files import make_private_directory, taking_turns, write_atomic
+from common.files import exclusive, make_private_directory, taking_turns, write_atomic
 from common.trust.note import SigningKey, Verifier
 from common.trust.root import TrustedRoot
 from common.trust.statements import (
@@ -91,6 +91,17 @@ class Chain:
         """Hold the chain: nobody else, in this process or another, says or sends anything meanwhile."""
         with taking_turns(self._directory / ".lock"):
             yield
+
+    @contextmanager
+    def turn_if_free(self) -> Iterator[bool]:
+        """Like `turn`, without waiting: False where somebody else holds the chain."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(exclusive(self._directory / ".lock", what="the statements"))
+                is_free = True
+            except ConflictError:
+                is_free = False
+            yield is_free
 
     def say(self, kind: type[_Kind], *, also: tuple[SigningKey, ...] = (), **fields: object) -> Said:
         """Sign the next statement, with the keys in `also` too, and put it on disk; within `turn`.

@@ -139,12 +139,17 @@ def _check_same(grant: ConsentGrant, settings: ConsentSettings, *, terms_digest:
         )
 
 
+def unsent(chain: Chain) -> list[Said]:
+    """What an earlier run signed and got no receipt for, but for uploads."""
+    return [said for said in chain.pending() if not isinstance(said.statement, ExpertContribute)]
+
+
 def send_unsent(member: Membership) -> None:
     """Send what an earlier run signed and got no receipt for, but leave uploads alone; within the chain's turn."""
-    for said in member.chain.pending():
+    for said in unsent(member.chain):
         if isinstance(said.statement, CertRevoke):
             _send_last(member, said)
-        elif not isinstance(said.statement, ExpertContribute):
+        else:
             send(member, said)
 
 
