@@ -13,7 +13,15 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
-from common.errors import ConflictError, ConsentError, MalformedError, NotFoundError, TooLargeError
+from common.errors import (
+    ConflictError,
+    ConsentError,
+    MalformedError,
+    NotFoundError,
+    NotPermittedError,
+    TooLargeError,
+    UnavailableError,
+)
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
 from common.trust.certificate_request import CertificateRequest
@@ -45,6 +53,10 @@ does not verify, the coordinator failed after recording, or it would not even lo
 _KEPT: Final = (
     "Your revocation stays signed and is sent again; if it is refused without a reason, have it witnessed: "
     "concord owner hand-over"
+)
+_NOT_SENT: Final = (
+    "Your revocation is signed and kept, and is sent when you run this again or while concord owner run does; if the "
+    "log stays without it, have it witnessed: concord owner hand-over"
 )
 
 
@@ -314,6 +326,10 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
         if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
             raise type(error)(f"{error}. {_KEPT}") from error
         chain.set_aside(said)
+        raise
+    except (UnavailableError, NotPermittedError) as error:
+        if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
+            raise type(error)(f"{error}. {_NOT_SENT}") from error
         raise
     return chain.acknowledge(said, receipt=receipt)
 
