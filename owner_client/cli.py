@@ -26,6 +26,7 @@ from common.trust.cosignature import Witness
 from common.trust.describe import describe as describe_statement
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
+from common.trust.statements import parse_time
 from owner_client import egress, offline, revocations
 from owner_client.config import ConsentSettings, OwnerHome
 
@@ -330,7 +331,9 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
     from owner_client import participation
 
     with reporting(as_json) as reporter, _member(home) as member:
-        grant = participation.grant_in_force(member.chain)
+        grants, now = participation.grants_in_force(member.chain), datetime.now(UTC)
+        grant = next((each for each in grants if parse_time(each.not_before) <= now), None)
+        to_come = next((each for each in grants if parse_time(each.not_before) > now), None)
         said = member.chain.statements()
         reporter.result(
             {
@@ -339,6 +342,8 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
                 "trusted_root": digest_of(bytes(member.root)),
                 "consent_in_force": grant.record_id if grant else None,
                 "consent_until": grant.not_after if grant else None,
+                "consent_to_come": to_come.record_id if to_come else None,
+                "consent_from": to_come.not_before if to_come else None,
                 "statements": [each.statement.type for each in said if each.receipt],
                 "not_in_the_log_yet": [each.statement.type for each in said if not each.receipt],
             }

@@ -161,7 +161,7 @@ def withdraw_upload(member: Membership) -> None:
 
 
 def grants_in_force(chain: Chain) -> list[ConsentGrant]:
-    """This owner's consents that are neither revoked nor lapsed, the latest first."""
+    """This owner's consents that are neither revoked nor lapsed, the latest first; some may begin later."""
     said = [said.statement for said in chain.statements()]
     revoked = {statement.grant_id for statement in said if isinstance(statement, ConsentRevoke)}
     return [
@@ -181,7 +181,7 @@ def _not_taken_back(chain: Chain) -> list[ConsentGrant]:
 
 
 def grant_in_force(chain: Chain, *, base_digest: str | None = None) -> ConsentGrant | None:
-    """This owner's latest consent in force, for a base or for any."""
+    """This owner's latest consent that is neither revoked nor lapsed, for a base or for any."""
     return next((g for g in grants_in_force(chain) if base_digest in (None, g.expert.base_digest)), None)
 
 
