@@ -273,7 +273,10 @@ def rotate_key(
 
     with reporting(as_json) as reporter, _member(home) as member:
         rotated = keys.rotate(member, public_key=public_key, reason=reason)
-        reporter.step(f"key {rotated.added} signs for you now; {', '.join(rotated.revoked)} no longer does")
+        others = ", ".join(rotated.revoked)
+        reporter.step(
+            f"key {rotated.added} signs for you now" + (f"; {others} no longer does" if others else ", alone")
+        )
         reporter.result({"key_id": rotated.added, "revoked_key_ids": rotated.revoked})
 
 

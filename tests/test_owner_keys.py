@@ -128,7 +128,8 @@ def test_an_owner_whose_key_is_elsewhere_carries_statements_to_it(joined: Federa
     with pytest.raises(AssertionError, match="is to be signed with"):
         carry("00004", "signing.key")
     carry("00004", "new.key")
-    assert rotate(owner, public_key=line).revoked == []
+    done = commands.concord("owner", "rotate-key", "--public-key", line, "--home", owner.home.path)
+    assert f"{key_ids(joined)[0]} signs for you now, alone" in " ".join(done.stdout.split()), done.stderr
     assert len(key_ids(joined)) == 1
     assert joined.release().owners == {1: "archive"}
     assert audit(joined.public).holds
@@ -140,6 +141,10 @@ def test_keys_are_changed_where_they_are(joined: Federation, tmp_path: Path) -> 
     with pytest.raises(ConflictError, match="the new one is made here"):
         rotate(owner, public_key=line)
     owner.home.signing_key.unlink()
+    other = offline.make(tmp_path / "other.key", name="test.concord/owner/hospital")
+    with pytest.raises(MalformedError, match=r"a key of test.concord/owner/hospital, and yours is called .*/archive"):
+        rotate(owner, public_key=other)
+    assert not list(owner.home.statements.glob("*.unsigned"))
     with pytest.raises(ConflictError, match="make the new one there"):
         rotate(owner)
     with pytest.raises(ConflictError, match="never overwritten"):
