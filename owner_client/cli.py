@@ -219,9 +219,14 @@ def opt_out(
         for revocation in said:
             reporter.step(f"consent {revocation.grant_id} is revoked: {revocation.record_id} is in the log")
         reporter.step("opted out: no later release holds your expert")
-        asked = [revocation.deadline for revocation in said if revocation.effect == "withdraw_published"]
+        asked = [revocation for revocation in said if revocation.effect == "withdraw_published"]
         if asked:
-            reporter.step(f"releases that hold it are to be withdrawn by {max(asked):%Y-%m-%dT%H:%M:%SZ}")
+            last = max(revocation.deadline for revocation in asked)
+            reporter.step(f"releases that hold it are to be withdrawn by {last:%Y-%m-%dT%H:%M:%SZ}")
+            if within is not None and any(revocation.deadline_s != within.total_seconds() for revocation in asked):
+                reporter.warning(
+                    "not within the hours you ask for now: an earlier request was signed already, and stands"
+                )
         else:
             reporter.step("releases that hold it already stay; to have them back: concord owner opt-out "
                           "--withdraw-within-hours HOURS")  # fmt: skip

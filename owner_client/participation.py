@@ -130,13 +130,19 @@ def _scope(settings: ConsentSettings) -> LineScope | ReleaseScope:
 
 
 def _check_same(grant: ConsentGrant, settings: ConsentSettings, *, terms_digest: str) -> None:
-    asked = (settings.purposes, _scope(settings), terms_digest, settings.jurisdiction)
-    is_other = asked != (list(grant.purposes), grant.scope, grant.terms.digest, grant.jurisdiction)
+    asked = (settings.purposes, _scope(settings), terms_digest, settings.jurisdiction, settings.days)
+    is_other = asked != (list(grant.purposes), grant.scope, grant.terms.digest, grant.jurisdiction, _days(grant))
     if is_other or settings.not_before not in (None, grant.not_before):
         raise ConflictError(
             f"another consent for this base is given until {grant.not_after}: it {describe(grant)}; opt out first, or "
-            "ask for the same"
+            f"ask for the same, of {_days(grant)} days"
         )
+
+
+def _days(grant: ConsentGrant) -> int:
+    """How many days were asked for: they count from when it begins, or from its signature where that is later."""
+    begins = max(parse_time(grant.not_before), parse_time(grant.issued_at))
+    return round((parse_time(grant.not_after) - begins) / timedelta(days=1))
 
 
 def unsent(chain: Chain) -> list[Said]:

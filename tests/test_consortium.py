@@ -204,7 +204,7 @@ def test_opting_out_revokes_every_consent(consortium: Federation) -> None:
     "changed",
     [
         {"purposes": ["commercial"]}, {"line": "other"}, {"terms": "other terms"}, {"release": "main"},
-        {"jurisdiction": "eu"}, {"not_before": "2027-01-01T00:00:00Z"},
+        {"jurisdiction": "eu"}, {"not_before": "2027-01-01T00:00:00Z"}, {"days": 200},
     ],
 )  # fmt: skip
 def test_another_consent_is_not_taken_for_the_one_in_force(consortium: Federation, changed: dict[str, object]) -> None:
