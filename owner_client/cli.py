@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from common.cli import JsonOption, existing, new_app, reporting
 from common.config import describe, load_options
 from common.console import Reporter, bytes_progress, job_progress, size
-from common.errors import MalformedError, NotFoundError
-from common.files import read_required
+from common.errors import MalformedError, NotFoundError, NotPermittedError
+from common.files import read_required, write_atomic
 from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
@@ -26,7 +26,7 @@ from common.trust.cosignature import Witness
 from common.trust.describe import describe as describe_statement
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.statements import parse_time
+from common.trust.statements import parse_time, sign_statement
 from owner_client import egress, offline, revocations
 from owner_client.config import ConsentSettings, OwnerHome
 
@@ -310,15 +310,16 @@ def sign(
     source = existing(statement)
     with reporting(as_json) as reporter:
         wanted = offline.read_unsigned(source)
+        signing = offline.keys_for(wanted, [existing(path) for path in key])
         for line in wanted.text.splitlines():
             reporter.step(line)
         reporter.step(f"{wanted.party} {describe_statement(wanted)}")
         for doubt in offline.doubts(wanted, now=datetime.now(UTC)):
             reporter.warning(doubt)
-        if not yes:
-            typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", abort=True, err=True)
+        if not yes and not typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", err=True):
+            raise NotPermittedError("nothing was signed")
         target = existing(output) if output else source.with_suffix(".note")
-        offline.sign_elsewhere(wanted, [existing(path) for path in key], output=target)
+        write_atomic(target, sign_statement(wanted, *signing))
         reporter.step(f"signed; carry {target.name} back and put it into the home's directory statements")
         reporter.result({"note": str(target), "digest": wanted.digest})
 

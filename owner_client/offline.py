@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import ConflictError, MalformedError, NotPermittedError
-from common.files import read_required, write_atomic, write_secret
+from common.files import read_required, write_secret
 from common.trust.note import SigningKey, Verifier
 from common.trust.rules import CLOCKS_DIFFER, owner_key_name
 from common.trust.statements import (
@@ -19,7 +19,6 @@ from common.trust.statements import (
     Statement,
     parse,
     parse_time,
-    sign_statement,
 )
 
 _OLD: Final = timedelta(hours=24)
@@ -57,10 +56,11 @@ def read_unsigned(path: Path) -> Statement:
         raise MalformedError(f"{path} is no statement: it is not UTF-8 text") from error
 
 
-def sign_elsewhere(statement: Statement, keys: Sequence[Path], *, output: Path) -> None:
-    """Sign a statement and write the note.
+def keys_for(statement: Statement, keys: Sequence[Path]) -> list[SigningKey]:
+    """The keys in these files, for this statement.
 
     Raises:
+        NotFoundError: there is no such file.
         NotPermittedError: the keys are not those that this statement is to be signed with.
     """
     name = owner_key_name(statement.federation, statement.party)
@@ -70,8 +70,9 @@ def sign_elsewhere(statement: Statement, keys: Sequence[Path], *, output: Path) 
         wanted.append(Verifier.parse(statement.public_key).key_id)
     found = [key.verifier.key_id for key in signing]
     if found != wanted:
-        raise NotPermittedError(f"this {statement.type} is to be signed with {', '.join(wanted)}; you gave {found}")
-    write_atomic(output, sign_statement(statement, *signing))
+        given = ", ".join(found)
+        raise NotPermittedError(f"this {statement.type} is to be signed with {', '.join(wanted)}; you gave {given}")
+    return signing
 
 
 def doubts(statement: Statement, *, now: datetime) -> list[str]:

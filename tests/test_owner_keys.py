@@ -208,6 +208,22 @@ def test_the_machine_of_the_key_needs_no_extras(tmp_path: Path) -> None:
     assert "is not installed; run: pip install 'concord-moe[owner]'" in elsewhere.stderr
 
 
+def test_who_is_asked_is_asked_once_it_can_be_done_and_may_say_no(tmp_path: Path) -> None:
+    line = offline.make(tmp_path / "k", name="test.concord/owner/archive")
+    key = SigningKey.from_pem((tmp_path / "k").read_bytes(), name="test.concord/owner/archive")
+    assert line == str(key.verifier)
+    (tmp_path / "3.unsigned").write_text(_revocation(key, hours_ago=0))
+    command = [sys.executable, "-m", "concord", "owner", "sign", str(tmp_path / "3.unsigned"), "--key"]
+    said = {
+        name: subprocess.run([*command, str(tmp_path / name)], input="n\n", capture_output=True, text=True, timeout=60)
+        for name in ("k", "away")
+    }
+    assert [each.returncode for each in said.values()] == [1, 1]
+    assert said["k"].stderr.endswith("Error: nothing was signed\n")
+    assert ("Sign this" in said["away"].stderr, "away is not there" in said["away"].stderr) == (False, True)
+    assert not (tmp_path / "3.note").exists()
+
+
 @pytest.mark.parametrize(
     ("hours_ago", "doubts"),
     [(0, []), (23, ["which is over"]), (50, ["2 days ago", "which is over"]), (-1, ["in the future by this machine"])],
