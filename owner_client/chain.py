@@ -145,6 +145,7 @@ class Chain:
     def acknowledge(self, said: Said, *, receipt: bytes) -> Said:
         """Keep the (verified) receipt of a statement."""
         write_atomic(self._path(said.statement, "receipt"), receipt)
+        self._path(said.statement, "unsigned").unlink(missing_ok=True)
         return Said(said.statement, said.note, receipt)
 
     def set_aside(self, said: Said) -> None:

@@ -131,6 +131,7 @@ def test_an_owner_whose_key_is_elsewhere_carries_statements_to_it(joined: Federa
     done = commands.concord("owner", "rotate-key", "--public-key", line, "--home", owner.home.path)
     assert f"{key_ids(joined)[0]} signs for you now, alone" in " ".join(done.stdout.split()), done.stderr
     assert len(key_ids(joined)) == 1
+    assert not list(owner.home.statements.glob("*.unsigned"))  # what is in the log waits for no signature
     assert joined.release().owners == {1: "archive"}
     assert audit(joined.public).holds
 
