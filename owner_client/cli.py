@@ -23,10 +23,9 @@ from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
 from common.trust.cosignature import Witness
-from common.trust.describe import describe as describe_statement
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.statements import parse_time, sign_statement
+from common.trust.statements import parse_time
 from owner_client import egress, offline, revocations
 from owner_client.config import ConsentSettings, OwnerHome
 
@@ -300,7 +299,7 @@ def new_key(
 
 @app.command()
 def sign(
-    statement: Annotated[Path, typer.Argument(help="The .unsigned file of the statement.")],
+    statement: Annotated[Path, typer.Argument(help="The .unsigned file of the statement or request.")],
     key: Annotated[list[Path], typer.Option(help="Your signing key; for a new key, the old one and the new one.")],
     output: Annotated[Path | None, typer.Option(help="Default: beside the statement, as .note.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
@@ -313,15 +312,15 @@ def sign(
         signing = offline.keys_for(wanted, [existing(path) for path in key])
         for line in wanted.text.splitlines():
             reporter.step(line)
-        reporter.step(f"{wanted.party} {describe_statement(wanted)}")
+        reporter.step(f"{wanted.party} {offline.describe(wanted)}")
         for doubt in offline.doubts(wanted, now=datetime.now(UTC)):
             reporter.warning(doubt)
         if not yes and not typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", err=True):
             raise NotPermittedError("nothing was signed")
         target = existing(output) if output else source.with_suffix(".note")
-        write_atomic(target, sign_statement(wanted, *signing))
-        reporter.step(f"signed; carry {target.name} back and put it into the home's directory statements")
-        reporter.result({"note": str(target), "digest": wanted.digest})
+        write_atomic(target, offline.sign_all(wanted, signing))
+        reporter.step(f"signed; carry {target.name} back and put it where {source.name} came from")
+        reporter.result({"note": str(target), "digest": digest_of(wanted.text.encode())})
 
 
 @app.command()
