@@ -37,12 +37,15 @@ class Heard:
 
     all_consented: Barrier | None = None
     watches: Event = field(default_factory=Event)
+    only_watches: Event = field(default_factory=Event)
     sent: Event = field(default_factory=Event)
     warned: Event = field(default_factory=Event)
 
     def step(self, text: str) -> None:
         if text.startswith("the log has"):
             self.watches.set()
+        if text.startswith("no consent is set"):
+            self.only_watches.set()
         if text == "sent, and in the log now: consent.revoke":
             self.sent.set()
         if text.startswith("consent is in the log") and self.all_consented is not None:
@@ -90,6 +93,7 @@ def test_a_daemon_that_is_contradicted_stops_whatever_it_does(three: Federation)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run, owner.home, reporter=heard, stop=stop)
         assert heard.watches.wait(30)
+        assert heard.only_watches.wait(30)  # else the one that takes part may see it first
         owner.home.pinned.write_bytes(bytes(sign(str(Checkpoint(seen.origin, seen.size + 1, bytes(32))), key)))
         with pytest.raises(VerificationError, match="both checkpoints are kept"):
             running.result(60)
