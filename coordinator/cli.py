@@ -17,7 +17,7 @@ from common.jobs import run_job
 from common.telemetry import set_up_logging
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.rules import is_in_force
+from common.trust.rules import is_in_force, is_to_come
 from common.trust.statements import COORDINATOR, CertRevoke
 from common.trust.tables import tables_of
 from coordinator.config import CoordinatorSettings
@@ -279,8 +279,9 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
     history, now = coordinator.registry.head(), datetime.now(UTC)
     latest = coordinator.enrolment.latest_certificates()
     in_force = {grant.party for grant in history.grants.values() if is_in_force(grant, at=now)}
-    once_in_force = {grant.party for grant in history.grants.values()}
-    revoked = {g.party for g in history.grants.values() if g.revoked_index is not None} - in_force
+    to_come = {grant.party for grant in history.grants.values() if is_to_come(grant, at=now)} - in_force
+    ever = {grant.party for grant in history.grants.values()}
+    revoked = {g.party for g in history.grants.values() if g.revoked_index is not None} - in_force - to_come
     return {
         "federation": coordinator.settings.federation,
         "address": f"{coordinator.settings.reachable_at}:{coordinator.settings.port}",
@@ -290,7 +291,8 @@ def _status(coordinator: Coordinator) -> dict[str, object]:
         "certificates_revoked": sorted(name for name, each in latest.items() if each.is_revoked),
         "base": latest_base(history).base_digest if history.bases else None,
         "consents_in_force": sorted(in_force),
-        "consents_lapsed": sorted(once_in_force - in_force - revoked),
+        "consents_to_come": sorted(to_come),
+        "consents_lapsed": sorted(ever - in_force - to_come - revoked),
         "opted_out": sorted(revoked),
         "experts": sorted({contribution.party for contribution in history.contributions_by_index.values()}),
         "releases": list(history.releases),

@@ -27,6 +27,8 @@ _BACKDATED: Final = timedelta(minutes=5)
 OPEN_METHODS: Final = ("/concord.v1.Enrolment/Redeem",)
 """The calls that need no certificate."""
 
+_COME_BACK: Final = "ask the admin for an invitation and run `concord owner enrol` with it in the same home"
+
 
 @dataclass(frozen=True, slots=True)
 class LatestCertificate:
@@ -168,15 +170,16 @@ class Enrolment:
             raise NotPermittedError(f"{facts.identity} is of another federation")
         if facts.not_after < self._now():
             raise NotPermittedError(
-                f"the certificate of {facts.identity.party} lapsed at {facts.not_after}; "
-                "ask the admin for an invitation and run `concord owner enrol` with it in the same home"
+                f"the certificate of {facts.identity.party} lapsed at {facts.not_after}; {_COME_BACK}"
             )
         with self._store.reading() as connection:
             known = connection.execute(
                 select(certificates.c.party, certificates.c.revoked_at).where(certificates.c.serial == facts.serial)
             ).first()
         if known is None or known.party != facts.identity.party or known.revoked_at is not None:
-            raise NotPermittedError(f"the certificate of {facts.identity.party} is revoked or was never issued here")
+            raise NotPermittedError(
+                f"the certificate of {facts.identity.party} is revoked or was never issued here; {_COME_BACK}"
+            )
         return facts.identity.party
 
     def _identity(self, owner: str) -> Identity:

@@ -9,7 +9,7 @@ what comes back is put beside it as `00000.note`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from common.config import describe
 from common.errors import ConflictError, MalformedError, SignatureNeededError
-from common.files import make_private_directory, taking_turns, write_atomic
+from common.files import exclusive, make_private_directory, taking_turns, write_atomic
 from common.trust.note import SigningKey, Verifier
 from common.trust.root import TrustedRoot
 from common.trust.statements import (
@@ -92,6 +92,17 @@ class Chain:
         with taking_turns(self._directory / ".lock"):
             yield
 
+    @contextmanager
+    def turn_if_free(self) -> Iterator[bool]:
+        """Like `turn`, without waiting: False where somebody else holds the chain."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(exclusive(self._directory / ".lock", what="the statements"))
+                is_free = True
+            except ConflictError:
+                is_free = False
+            yield is_free
+
     def say(self, kind: type[_Kind], *, also: tuple[SigningKey, ...] = (), **fields: object) -> Said:
         """Sign the next statement, with the keys in `also` too, and put it on disk; within `turn`.
 
@@ -134,6 +145,7 @@ class Chain:
     def acknowledge(self, said: Said, *, receipt: bytes) -> Said:
         """Keep the (verified) receipt of a statement."""
         write_atomic(self._path(said.statement, "receipt"), receipt)
+        self._path(said.statement, "unsigned").unlink(missing_ok=True)
         return Said(said.statement, said.note, receipt)
 
     def set_aside(self, said: Said) -> None:

@@ -17,15 +17,15 @@ from pydantic import ValidationError
 from common.cli import JsonOption, existing, new_app, reporting
 from common.config import describe, load_options
 from common.console import Reporter, bytes_progress, job_progress, size
-from common.errors import MalformedError, NotFoundError
-from common.files import read_required
+from common.errors import MalformedError, NotFoundError, NotPermittedError
+from common.files import read_required, write_atomic
 from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
 from common.trust.cosignature import Witness
-from common.trust.describe import describe as describe_statement
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
+from common.trust.statements import parse_time
 from owner_client import egress, offline, revocations
 from owner_client.config import ConsentSettings, OwnerHome
 
@@ -218,9 +218,14 @@ def opt_out(
         for revocation in said:
             reporter.step(f"consent {revocation.grant_id} is revoked: {revocation.record_id} is in the log")
         reporter.step("opted out: no later release holds your expert")
-        asked = [revocation.deadline for revocation in said if revocation.effect == "withdraw_published"]
+        asked = [revocation for revocation in said if revocation.effect == "withdraw_published"]
         if asked:
-            reporter.step(f"releases that hold it are to be withdrawn by {max(asked):%Y-%m-%dT%H:%M:%SZ}")
+            last = max(revocation.deadline for revocation in asked)
+            reporter.step(f"releases that hold it are to be withdrawn by {last:%Y-%m-%dT%H:%M:%SZ}")
+            if within is not None and any(revocation.deadline_s != within.total_seconds() for revocation in asked):
+                reporter.warning(
+                    "not within the hours you ask for now: an earlier request was signed already, and stands"
+                )
         else:
             reporter.step("releases that hold it already stay; to have them back: concord owner opt-out "
                           "--withdraw-within-hours HOURS")  # fmt: skip
@@ -272,7 +277,10 @@ def rotate_key(
 
     with reporting(as_json) as reporter, _member(home) as member:
         rotated = keys.rotate(member, public_key=public_key, reason=reason)
-        reporter.step(f"key {rotated.added} signs for you now; {', '.join(rotated.revoked)} no longer does")
+        others = ", ".join(rotated.revoked)
+        reporter.step(
+            f"key {rotated.added} signs for you now" + (f"; {others} no longer does" if others else ", alone")
+        )
         reporter.result({"key_id": rotated.added, "revoked_key_ids": rotated.revoked})
 
 
@@ -291,7 +299,7 @@ def new_key(
 
 @app.command()
 def sign(
-    statement: Annotated[Path, typer.Argument(help="The .unsigned file of the statement.")],
+    statement: Annotated[Path, typer.Argument(help="The .unsigned file of the statement or request.")],
     key: Annotated[list[Path], typer.Option(help="Your signing key; for a new key, the old one and the new one.")],
     output: Annotated[Path | None, typer.Option(help="Default: beside the statement, as .note.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
@@ -301,17 +309,18 @@ def sign(
     source = existing(statement)
     with reporting(as_json) as reporter:
         wanted = offline.read_unsigned(source)
+        signing = offline.keys_for(wanted, [existing(path) for path in key])
         for line in wanted.text.splitlines():
             reporter.step(line)
-        reporter.step(f"{wanted.party} {describe_statement(wanted)}")
+        reporter.step(f"{wanted.party} {offline.describe(wanted)}")
         for doubt in offline.doubts(wanted, now=datetime.now(UTC)):
             reporter.warning(doubt)
-        if not yes:
-            typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", abort=True, err=True)
+        if not yes and not typer.confirm(f"Sign this {wanted.type} as {wanted.party}?", err=True):
+            raise NotPermittedError("nothing was signed")
         target = existing(output) if output else source.with_suffix(".note")
-        offline.sign_elsewhere(wanted, [existing(path) for path in key], output=target)
-        reporter.step(f"signed; carry {target.name} back and put it into the home's directory statements")
-        reporter.result({"note": str(target), "digest": wanted.digest})
+        write_atomic(target, offline.sign_all(wanted, signing))
+        reporter.step(f"signed; carry {target.name} back and put it where {source.name} came from")
+        reporter.result({"note": str(target), "digest": digest_of(wanted.text.encode())})
 
 
 @app.command()
@@ -330,7 +339,9 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
     from owner_client import participation
 
     with reporting(as_json) as reporter, _member(home) as member:
-        grant = participation.grant_in_force(member.chain)
+        grants, now = participation.grants_in_force(member.chain), datetime.now(UTC)
+        grant = next((each for each in grants if parse_time(each.not_before) <= now), None)
+        to_come = next((each for each in grants if parse_time(each.not_before) > now), None)
         said = member.chain.statements()
         reporter.result(
             {
@@ -339,6 +350,8 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
                 "trusted_root": digest_of(bytes(member.root)),
                 "consent_in_force": grant.record_id if grant else None,
                 "consent_until": grant.not_after if grant else None,
+                "consent_to_come": to_come.record_id if to_come else None,
+                "consent_from": to_come.not_before if to_come else None,
                 "statements": [each.statement.type for each in said if each.receipt],
                 "not_in_the_log_yet": [each.statement.type for each in said if not each.receipt],
             }

@@ -1,24 +1,28 @@
 """The owner's daemon: takes every step that the owner agreed to in its settings, and watches the log all the while.
 
 It dials out only. Every checkpoint it sees must continue the one it has pinned, and is cosigned; its certificate is
-renewed in time. That goes on beside all else, from the start: others wait for its cosignature before they sign.
+renewed in time; what commands signed here while the coordinator was away is sent. That goes on beside all else, from
+the start: others wait for its cosignature before they sign.
 """
 
 import logging
 from threading import Event, Thread
+from time import monotonic
 from typing import Final
 
 from common.console import Reporter, bytes_progress, job_progress
-from common.errors import SignatureNeededError, UnavailableError, VerificationError
+from common.errors import NotPermittedError, SignatureNeededError, UnavailableError, VerificationError
 from common.files import exclusive
 from owner_client import participation
 from owner_client.config import OwnerHome
-from owner_client.membership import Membership, cosign_checkpoint, open_membership, renew_if_due
+from owner_client.membership import REFUSALS, Membership, cosign_checkpoint, open_membership, renew_if_due
 from owner_client.participation import Base
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 3600.0
+_SEND_AGAIN_S: Final = 3600.0
+"""What the registry refused and is kept all the same is sent again after so long."""
 
 
 def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
@@ -109,8 +113,8 @@ class Watching:
 
 
 def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
-    """Verify every new checkpoint and keep the certificate fresh, until stopped."""
-    seen = -1
+    """Verify every new checkpoint, send what waits and keep the certificate fresh, until stopped."""
+    seen, resending = -1, _Resending(reporter)
     while not stop.is_set():
         try:
             with open_membership(home, patience_s=0, stop=stop) as member:
@@ -123,6 +127,7 @@ def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
                     if size != seen:
                         reporter.step(f"the log has {size} entries and continues what was seen before")
                         seen = size
+                    resending.look(member)
                     stop.wait(member.settings.poll_s)
         except UnavailableError as error:
             logger.info("%s; trying again", error)
@@ -130,3 +135,29 @@ def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
         except VerificationError:
             logger.critical("the log contradicts what this owner has seen; stopping")
             raise
+
+
+class _Resending:
+    """Sends what was signed and is not in the log, such as a revocation from while the coordinator was away. A refusal
+    is said and does not end the watching.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._not_before_s = 0.0
+
+    def look(self, member: Membership) -> None:
+        """Send what waits, unless somebody else is about to: an upload may hold the chain for hours."""
+        if monotonic() < self._not_before_s:
+            return
+        with member.chain.turn_if_free() as is_free:
+            waiting = participation.unsent(member.chain) if is_free else []
+            if not waiting:
+                return
+            try:
+                participation.send_unsent(member)
+            except (*REFUSALS, NotPermittedError) as error:
+                self._not_before_s = monotonic() + _SEND_AGAIN_S
+                self._reporter.warning(str(error))
+            else:
+                self._reporter.step(f"sent, and in the log now: {', '.join(said.statement.type for said in waiting)}")

@@ -6,7 +6,7 @@ Every step may be run again, after a crash at any point: it finds what is done a
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import ConflictError
+from common.errors import ConflictError, MalformedError
 from common.files import sync_directory, write_secret
 from common.trust.note import SigningKey, Verifier
 from common.trust.rules import owner_key_name
@@ -32,18 +32,19 @@ def rotate(member: Membership, *, public_key: str | None, reason: str | None) ->
 
     Raises:
         ConflictError: `public_key` is given, but the key is here.
-        MalformedError: `public_key` is no key's line.
+        MalformedError: `public_key` is no key's line, or that of another name.
         SignatureNeededError: the keys are elsewhere, and the next statement waits for them.
     """
     if public_key is not None and member.chain.key is not None:
         raise ConflictError("your key is on this machine, so the new one is made here: leave --public-key out")
     if public_key is None and member.chain.key is None:
         raise ConflictError("your key is on another machine: make the new one there (owner new-key) and give its line")
+    name = owner_key_name(member.root.federation, member.settings.owner)
+    given = _given_key(public_key, name) if public_key is not None else None
     with member.chain.turn():
         send_unsent(member)
-        name = owner_key_name(member.root.federation, member.settings.owner)
-        new = _next_key(member, name) if public_key is None else None
-        verifier = Verifier.parse(public_key) if public_key is not None else (new.verifier if new else None)
+        new = _next_key(member, name) if given is None else None
+        verifier = given or (new.verifier if new else None)
         assert verifier is not None
         if verifier.key_id not in member.chain.key_ids():
             send(member, member.chain.say(OwnerKeyAdd, also=(new,) if new else (), public_key=str(verifier)))
@@ -54,6 +55,17 @@ def rotate(member: Membership, *, public_key: str | None, reason: str | None) ->
         if new is not None:
             chain = Chain(member.home.statements, party=member.settings.owner, key=new, root=member.root)
         return Rotated(verifier.key_id, _revoke_others(member, chain, verifier.key_id, reason))
+
+
+def _given_key(line: str, name: str) -> Verifier:
+    """The key in a line; one of another name is refused here, for no key could sign a statement that adds it."""
+    verifier = Verifier.parse(line)
+    if verifier.name != name:
+        raise MalformedError(
+            f"this is a key of {verifier.name}, and yours is called {name}: make one with concord owner new-key "
+            f"--name {name}"
+        )
+    return verifier
 
 
 def _next_key(member: Membership, name: str) -> SigningKey:

@@ -13,10 +13,19 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
-from common.errors import ConflictError, ConsentError, MalformedError, NotFoundError, TooLargeError
+from common.errors import (
+    ConflictError,
+    ConsentError,
+    MalformedError,
+    NotFoundError,
+    NotPermittedError,
+    SignatureNeededError,
+    TooLargeError,
+    UnavailableError,
+)
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
-from common.trust.certificate_request import CertificateRequest
+from common.trust.certificate_request import CertificateRequest, parse_certificate_request
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
@@ -45,6 +54,10 @@ does not verify, the coordinator failed after recording, or it would not even lo
 _KEPT: Final = (
     "Your revocation stays signed and is sent again; if it is refused without a reason, have it witnessed: "
     "concord owner hand-over"
+)
+_NOT_SENT: Final = (
+    "Your revocation is signed and kept, and is sent when you run this again or while concord owner run does; if the "
+    "log stays without it, have it witnessed: concord owner hand-over"
 )
 
 
@@ -108,11 +121,8 @@ def _recertify(home: OwnerHome, invitation: Invitation, retry: Retry) -> None:
         key = new_key()
         write_secret(key_file, key)
         write_secret(csr_file, make_csr(key))
-    csr, name = csr_file.read_bytes(), owner_key_name(invitation.root.federation, invitation.owner)
-    signing = SigningKey.from_pem(read_required(home.signing_key, hint="restore it from your backup"), name=name)
-    request = CertificateRequest.of(
-        federation=invitation.root.federation, party=invitation.owner, csr=csr, token=invitation.token
-    ).sign(signing)
+    csr = csr_file.read_bytes()
+    request = _signed_request(home, invitation, csr)
     record_request(home, csr)
     egress.record(home.ledger, "request", name="proof of key", digest=digest_of(request), size_bytes=len(request))
     authority = invitation.authority.encode()
@@ -127,6 +137,28 @@ def _recertify(home: OwnerHome, invitation: Invitation, retry: Retry) -> None:
     write_atomic(home.authority, authority)
     write_secret(home.tls, bytes(TlsIdentity(key_file.read_bytes(), reply.certificate, authority)))
     shutil.rmtree(home.recertifying)
+
+
+def _signed_request(home: OwnerHome, invitation: Invitation, csr: bytes) -> bytes:
+    """The request for a new certificate, signed here or, where the key is elsewhere, there."""
+    federation, owner = invitation.root.federation, invitation.owner
+    request = CertificateRequest.of(federation=federation, party=owner, csr=csr, token=invitation.token)
+    if home.signing_key.exists():
+        name = owner_key_name(federation, owner)
+        return request.sign(SigningKey.from_pem(home.signing_key.read_bytes(), name=name))
+    unsigned, signed = home.recertifying / "request.unsigned", home.recertifying / "request.note"
+    if not signed.exists():
+        write_atomic(unsigned, request.text.encode())
+        raise SignatureNeededError(
+            f"the request for a new certificate waits for your signature, for {home.signing_key} is not there. Restore "
+            f"it from your backup or, where it is kept elsewhere, carry {unsigned} to it, sign that there (concord "
+            f"owner sign {unsigned.name} --key KEY), put the signed file beside it as {signed.name}, and run this "
+            "again while the invitation is good"
+        )
+    note = signed.read_bytes()
+    if parse_certificate_request(note)[1] != request:
+        raise MalformedError(f"{signed} is the signature of another request; remove it and run this again")
+    return note
 
 
 def _was_begun_with(home: OwnerHome, invitation: Invitation) -> bool:
@@ -314,6 +346,10 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
         if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
             raise type(error)(f"{error}. {_KEPT}") from error
         chain.set_aside(said)
+        raise
+    except (UnavailableError, NotPermittedError) as error:
+        if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
+            raise type(error)(f"{error}. {_NOT_SENT}") from error
         raise
     return chain.acknowledge(said, receipt=receipt)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import ConflictError, MalformedError, NotPermittedError
-from common.files import read_required, write_atomic, write_secret
-from common.trust.note import SigningKey, Verifier
+from common.files import read_required, write_secret
+from common.trust.certificate_request import CertificateRequest, is_certificate_request, parse_request
+from common.trust.describe import describe as describe_statement
+from common.trust.note import SigningKey, Verifier, sign
 from common.trust.rules import CLOCKS_DIFFER, owner_key_name
 from common.trust.statements import (
     MAX_STATEMENT_BYTES,
@@ -19,7 +21,6 @@ from common.trust.statements import (
     Statement,
     parse,
     parse_time,
-    sign_statement,
 )
 
 _OLD: Final = timedelta(hours=24)
@@ -42,8 +43,8 @@ def make(path: Path, *, name: str) -> str:
     return str(key.verifier)
 
 
-def read_unsigned(path: Path) -> Statement:
-    """The statement in an `.unsigned` file.
+def read_unsigned(path: Path) -> Statement | CertificateRequest:
+    """The statement or request in an `.unsigned` file.
 
     Raises:
         MalformedError: it is not exactly one.
@@ -52,30 +53,49 @@ def read_unsigned(path: Path) -> Statement:
     if len(data) > MAX_STATEMENT_BYTES:
         raise MalformedError(f"{path} has {len(data)} bytes; a statement has at most {MAX_STATEMENT_BYTES}")
     try:
-        return parse(data.decode())
+        return parse_request(data.decode()) if is_certificate_request(data) else parse(data.decode())
     except UnicodeDecodeError as error:
         raise MalformedError(f"{path} is no statement: it is not UTF-8 text") from error
 
 
-def sign_elsewhere(statement: Statement, keys: Sequence[Path], *, output: Path) -> None:
-    """Sign a statement and write the note.
+def describe(wanted: Statement | CertificateRequest) -> str:
+    """What is to be signed, in a line."""
+    if isinstance(wanted, CertificateRequest):
+        return f"asks for a new TLS certificate, for a key with request {wanted.csr}"
+    return describe_statement(wanted)
+
+
+def sign_all(wanted: Statement | CertificateRequest, keys: Sequence[SigningKey]) -> bytes:
+    """The signed note; `keys` are those of `keys_for`."""
+    return bytes(sign(wanted.text, *keys))
+
+
+def keys_for(wanted: Statement | CertificateRequest, keys: Sequence[Path]) -> list[SigningKey]:
+    """The keys in these files, for this statement or request; whose key signs a request is not known here.
 
     Raises:
+        NotFoundError: there is no such file.
         NotPermittedError: the keys are not those that this statement is to be signed with.
     """
-    name = owner_key_name(statement.federation, statement.party)
+    name = owner_key_name(wanted.federation, wanted.party)
     signing = [SigningKey.from_pem(read_required(path, hint="where is your key?"), name=name) for path in keys]
-    wanted = [statement.key_id]
-    if isinstance(statement, OwnerKeyAdd):
-        wanted.append(Verifier.parse(statement.public_key).key_id)
     found = [key.verifier.key_id for key in signing]
-    if found != wanted:
-        raise NotPermittedError(f"this {statement.type} is to be signed with {', '.join(wanted)}; you gave {found}")
-    write_atomic(output, sign_statement(statement, *signing))
+    if isinstance(wanted, CertificateRequest):
+        expected = found[:1]
+    elif isinstance(wanted, OwnerKeyAdd):
+        expected = [wanted.key_id, Verifier.parse(wanted.public_key).key_id]
+    else:
+        expected = [wanted.key_id]
+    if found != expected:
+        given = ", ".join(found)
+        raise NotPermittedError(f"this {wanted.type} is to be signed with {', '.join(expected)}; you gave {given}")
+    return signing
 
 
-def doubts(statement: Statement, *, now: datetime) -> list[str]:
+def doubts(statement: Statement | CertificateRequest, *, now: datetime) -> list[str]:
     """What whoever is about to sign should look at: dates that are not today's, hours that are over."""
+    if isinstance(statement, CertificateRequest):
+        return []
     found, written = [], parse_time(statement.issued_at)
     if written > now + CLOCKS_DIFFER:
         found.append(f"it is dated {statement.issued_at}, in the future by this machine's clock")

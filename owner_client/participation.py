@@ -130,21 +130,32 @@ def _scope(settings: ConsentSettings) -> LineScope | ReleaseScope:
 
 
 def _check_same(grant: ConsentGrant, settings: ConsentSettings, *, terms_digest: str) -> None:
-    asked = (settings.purposes, _scope(settings), terms_digest, settings.jurisdiction)
-    is_other = asked != (list(grant.purposes), grant.scope, grant.terms.digest, grant.jurisdiction)
+    asked = (settings.purposes, _scope(settings), terms_digest, settings.jurisdiction, settings.days)
+    is_other = asked != (list(grant.purposes), grant.scope, grant.terms.digest, grant.jurisdiction, _days(grant))
     if is_other or settings.not_before not in (None, grant.not_before):
         raise ConflictError(
             f"another consent for this base is given until {grant.not_after}: it {describe(grant)}; opt out first, or "
-            "ask for the same"
+            f"ask for the same, of {_days(grant)} days"
         )
+
+
+def _days(grant: ConsentGrant) -> int:
+    """How many days were asked for: they count from when it begins, or from its signature where that is later."""
+    begins = max(parse_time(grant.not_before), parse_time(grant.issued_at))
+    return round((parse_time(grant.not_after) - begins) / timedelta(days=1))
+
+
+def unsent(chain: Chain) -> list[Said]:
+    """What an earlier run signed and got no receipt for, but for uploads."""
+    return [said for said in chain.pending() if not isinstance(said.statement, ExpertContribute)]
 
 
 def send_unsent(member: Membership) -> None:
     """Send what an earlier run signed and got no receipt for, but leave uploads alone; within the chain's turn."""
-    for said in member.chain.pending():
+    for said in unsent(member.chain):
         if isinstance(said.statement, CertRevoke):
             _send_last(member, said)
-        elif not isinstance(said.statement, ExpertContribute):
+        else:
             send(member, said)
 
 
@@ -156,7 +167,7 @@ def withdraw_upload(member: Membership) -> None:
 
 
 def grants_in_force(chain: Chain) -> list[ConsentGrant]:
-    """This owner's consents that are neither revoked nor lapsed, the latest first."""
+    """This owner's consents that are neither revoked nor lapsed, the latest first; some may begin later."""
     said = [said.statement for said in chain.statements()]
     revoked = {statement.grant_id for statement in said if isinstance(statement, ConsentRevoke)}
     return [
@@ -176,7 +187,7 @@ def _not_taken_back(chain: Chain) -> list[ConsentGrant]:
 
 
 def grant_in_force(chain: Chain, *, base_digest: str | None = None) -> ConsentGrant | None:
-    """This owner's latest consent in force, for a base or for any."""
+    """This owner's latest consent that is neither revoked nor lapsed, for a base or for any."""
     return next((g for g in grants_in_force(chain) if base_digest in (None, g.expert.base_digest)), None)
 
 

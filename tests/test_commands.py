@@ -180,14 +180,15 @@ SAID = {
     "owner rotate-key": {"event", "key_id", "revoked_key_ids"},
     "owner new-key": {"event", "public_key"},
     "owner status": {
-        "event", "owner", "coordinator", "trusted_root", "consent_in_force", "consent_until", "statements",
+        "event", "owner", "coordinator", "trusted_root", "consent_in_force", "consent_until", "consent_to_come",
+        "consent_from", "statements",
         "not_in_the_log_yet",
     },
     "owner ledger": {"event", "sent"},
     "coordinator status": {
         "event", "federation", "address", "trusted_root", "log_entries", "owners", "certificates_revoked",
         "base", "consents_in_force",
-        "consents_lapsed", "opted_out", "experts", "releases", "public",
+        "consents_to_come", "consents_lapsed", "opted_out", "experts", "releases", "public",
     },
     "audit verify": {"event", "audit", "steps", "releases"},
     "audit log": {"event", "audit", "entries"},

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from common.audit import audit
 from common.errors import ConflictError, ConsentError, NotFoundError
 from common.model import checkpoint
+from common.trust.describe import describe
 from common.trust.statements import ConsentRevoke, ReleaseScope, format_time
 from coordinator.home import open_home
 from coordinator.releases import make_release
@@ -204,7 +205,7 @@ def test_opting_out_revokes_every_consent(consortium: Federation) -> None:
     "changed",
     [
         {"purposes": ["commercial"]}, {"line": "other"}, {"terms": "other terms"}, {"release": "main"},
-        {"jurisdiction": "eu"}, {"not_before": "2027-01-01T00:00:00Z"},
+        {"jurisdiction": "eu"}, {"not_before": "2027-01-01T00:00:00Z"}, {"days": 200},
     ],
 )  # fmt: skip
 def test_another_consent_is_not_taken_for_the_one_in_force(consortium: Federation, changed: dict[str, object]) -> None:
@@ -224,6 +225,7 @@ def test_a_consent_to_one_release_is_for_that_one_alone(consortium: Federation) 
         grant = participation.consent(member, ConsentSettings.model_validate(wanted), base=owner.base())
         assert participation.consent(member, ConsentSettings.model_validate(wanted), base=owner.base()) == grant
     assert (grant.scope, grant.jurisdiction) == (ReleaseScope(release="release-1"), "eu")
+    assert describe(grant).endswith(", jurisdiction eu")
     owner.put_expert(expert_weights(1))
     owner.submit()
     assert consortium.release().owners == {1: "archive"}

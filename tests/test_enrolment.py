@@ -17,6 +17,7 @@ from common.errors import (
     MalformedError,
     NotFoundError,
     NotPermittedError,
+    SignatureNeededError,
     UnavailableError,
     VerificationError,
 )
@@ -32,6 +33,7 @@ from coordinator.enrolment import Enrolment
 from coordinator.tables import certificates
 from owner_client.membership import open_membership, renew_if_due
 from protos import enrolment_pb2, registry_pb2, transfer_pb2
+from tests.commands import concord
 from tests.federation import FEDERATION, Federation, running_federation
 from tests.raw_calls import TIMEOUT_S, RawCalls, calling, calling_as, key_of, next_fields, note_of, refused, tls_of
 
@@ -335,12 +337,30 @@ def test_a_member_without_a_valid_certificate_gets_one_and_can_leave(federation:
     owner = federation.enrol("archive")
     owner.consent()
     _revoke_certificates(federation)
-    with pytest.raises(NotPermittedError, match="is revoked"):
+    with pytest.raises(NotPermittedError, match=r"is revoked .* ask the admin for an invitation"):
         owner.opt_out()
     federation.enrol("archive", invitation=federation.invitation("archive"))
     assert not owner.home.recertifying.exists()
     owner.opt_out()
     assert all(grant.revoked_index is not None for grant in federation.coordinator.registry.head().grants.values())
+
+
+def test_a_member_whose_key_is_elsewhere_gets_a_new_certificate(federation: Federation, tmp_path: Path) -> None:
+    owner = federation.enrol("archive")
+    key = owner.home.signing_key.rename(tmp_path / "signing.key")
+    _revoke_certificates(federation)
+    invitation, waiting = federation.invitation("archive"), owner.home.recertifying / "request.unsigned"
+    for _ in range(2):
+        with pytest.raises(
+            SignatureNeededError, match=r"backup or, where it is kept elsewhere, carry .*request\.unsigned"
+        ):
+            federation.enrol("archive", invitation=invitation)
+    signed = concord("owner", "sign", waiting, "--key", key, "--yes")
+    assert "archive asks for a new TLS certificate" in " ".join(signed.stdout.split()), signed.stderr
+    federation.enrol("archive", invitation=invitation)
+    assert not owner.home.recertifying.exists()
+    with owner.member() as member:
+        member.client.watch()
 
 
 def test_a_new_certificate_ends_the_earlier_ones(federation: Federation) -> None:

@@ -128,8 +128,10 @@ def test_an_owner_whose_key_is_elsewhere_carries_statements_to_it(joined: Federa
     with pytest.raises(AssertionError, match="is to be signed with"):
         carry("00004", "signing.key")
     carry("00004", "new.key")
-    assert rotate(owner, public_key=line).revoked == []
+    done = commands.concord("owner", "rotate-key", "--public-key", line, "--home", owner.home.path)
+    assert f"{key_ids(joined)[0]} signs for you now, alone" in " ".join(done.stdout.split()), done.stderr
     assert len(key_ids(joined)) == 1
+    assert not list(owner.home.statements.glob("*.unsigned"))  # what is in the log waits for no signature
     assert joined.release().owners == {1: "archive"}
     assert audit(joined.public).holds
 
@@ -140,6 +142,10 @@ def test_keys_are_changed_where_they_are(joined: Federation, tmp_path: Path) -> 
     with pytest.raises(ConflictError, match="the new one is made here"):
         rotate(owner, public_key=line)
     owner.home.signing_key.unlink()
+    other = offline.make(tmp_path / "other.key", name="test.concord/owner/hospital")
+    with pytest.raises(MalformedError, match=r"a key of test.concord/owner/hospital, and yours is called .*/archive"):
+        rotate(owner, public_key=other)
+    assert not list(owner.home.statements.glob("*.unsigned"))
     with pytest.raises(ConflictError, match="make the new one there"):
         rotate(owner)
     with pytest.raises(ConflictError, match="never overwritten"):
@@ -201,6 +207,22 @@ def test_the_machine_of_the_key_needs_no_extras(tmp_path: Path) -> None:
     elsewhere = _without_extras("owner", "status", "--home", tmp_path)
     assert (elsewhere.returncode, "Traceback" in elsewhere.stderr) == (1, False)
     assert "is not installed; run: pip install 'concord-moe[owner]'" in elsewhere.stderr
+
+
+def test_who_is_asked_is_asked_once_it_can_be_done_and_may_say_no(tmp_path: Path) -> None:
+    line = offline.make(tmp_path / "k", name="test.concord/owner/archive")
+    key = SigningKey.from_pem((tmp_path / "k").read_bytes(), name="test.concord/owner/archive")
+    assert line == str(key.verifier)
+    (tmp_path / "3.unsigned").write_text(_revocation(key, hours_ago=0))
+    command = [sys.executable, "-m", "concord", "owner", "sign", str(tmp_path / "3.unsigned"), "--key"]
+    said = {
+        name: subprocess.run([*command, str(tmp_path / name)], input="n\n", capture_output=True, text=True, timeout=60)
+        for name in ("k", "away")
+    }
+    assert [each.returncode for each in said.values()] == [1, 1]
+    assert said["k"].stderr.endswith("Error: nothing was signed\n")
+    assert ("Sign this" in said["away"].stderr, "away is not there" in said["away"].stderr) == (False, True)
+    assert not (tmp_path / "3.note").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
 
-from common.errors import MalformedError, NotFoundError, VerificationError
+from common.errors import MalformedError, NotFoundError, UnavailableError, VerificationError
 from common.trust.cosignature import Witness
 from common.trust.note import Checkpoint, Note, SigningKey, sign
+from common.trust.statements import ConsentRevoke, new_record_id
 from owner_client import egress
 from owner_client.daemon import run
 from owner_client.membership import cosign_checkpoint
@@ -35,16 +37,25 @@ class Heard:
 
     all_consented: Barrier | None = None
     watches: Event = field(default_factory=Event)
+    only_watches: Event = field(default_factory=Event)
+    sent: Event = field(default_factory=Event)
+    warned: Event = field(default_factory=Event)
 
     def step(self, text: str) -> None:
         if text.startswith("the log has"):
             self.watches.set()
+        if text.startswith("no consent is set"):
+            self.only_watches.set()
+        if text == "sent, and in the log now: consent.revoke":
+            self.sent.set()
         if text.startswith("consent is in the log") and self.all_consented is not None:
             self.all_consented.wait(60)
 
     def table(self, *_: object) -> None: ...
 
-    def warning(self, text: str) -> None: ...
+    def warning(self, text: str) -> None:
+        if "has no consent" in text:
+            self.warned.set()
 
     def progress(self, *_: object, **__: object) -> None: ...
 
@@ -82,6 +93,7 @@ def test_a_daemon_that_is_contradicted_stops_whatever_it_does(three: Federation)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run, owner.home, reporter=heard, stop=stop)
         assert heard.watches.wait(30)
+        assert heard.only_watches.wait(30)  # else the one that takes part may see it first
         owner.home.pinned.write_bytes(bytes(sign(str(Checkpoint(seen.origin, seen.size + 1, bytes(32))), key)))
         with pytest.raises(VerificationError, match="both checkpoints are kept"):
             running.result(60)
@@ -96,6 +108,49 @@ def test_a_daemon_that_is_told_to_stop_stops(three: Federation) -> None:
         assert heard.watches.wait(30)
         stop.set()
         running.result(30)
+
+
+def test_a_daemon_sends_what_was_revoked_while_the_coordinator_was_away(three: Federation) -> None:
+    owner = three.owner("archive")
+    _settings(owner)
+    grant = owner.consent()
+    stop, heard = Event(), Heard()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, owner.home, reporter=heard, stop=stop)
+        try:
+            assert heard.watches.wait(30)
+            three.stop()
+            with pytest.raises(UnavailableError, match=r"signed and kept, and is sent when .* owner hand-over"):
+                owner.opt_out()
+            three.start()
+            assert heard.sent.wait(30)
+        finally:
+            stop.set()
+        running.result(30)
+    assert three.coordinator.registry.head().grants[grant.record_id].revoked_index is not None
+
+
+def test_a_daemon_goes_on_watching_where_what_it_sends_is_refused(three: Federation) -> None:
+    owner = three.owner("archive")
+    _settings(owner)
+    stop, heard = Event(), Heard()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, owner.home, reporter=heard, stop=stop)
+        try:
+            assert heard.watches.wait(30)
+            with owner.member() as member, member.chain.turn():
+                member.chain.say(
+                    ConsentRevoke, grant_id=new_record_id(datetime.now(UTC)), effect="future", deadline_s=0
+                )
+            assert heard.warned.wait(30)
+            heard.watches.clear()
+            three.owner("hospital").consent()
+            assert heard.watches.wait(30)
+        finally:
+            stop.set()
+        running.result(30)
+    lines = [line for line in egress.read_ledger(owner.home.ledger) if line["name"] == "consent.revoke"]
+    assert len(lines) == 1
 
 
 def test_an_older_checkpoint_is_not_cosigned_as_if_it_were_seen_today(three: Federation) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.audit import audit
-from common.errors import ConsentError
+from common.errors import ConsentError, UnavailableError
 from common.files import exclusive
 from common.trust.manifest import Manifest
 from common.trust.statements import ReleaseWithdraw
 from coordinator import withdrawal
 from owner_client import participation
+from tests.commands import concord
 from tests.federation import Federation, Owner, running_federation
 
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
@@ -96,6 +97,17 @@ def test_what_was_asked_for_once_is_asked_for_no_more(released: Federation) -> N
         take_back(owner)
     history = released.coordinator.registry.head()
     assert [cause.party for cause in history.taking_back.values()] == ["archive"]
+
+
+def test_hours_that_were_signed_before_are_said_to_stand(released: Federation) -> None:
+    owner = released.owner("archive")
+    released.stop()
+    with pytest.raises(UnavailableError, match="is signed and kept"):
+        take_back(owner, within=timedelta(hours=24))
+    released.start()
+    done = concord("owner", "opt-out", "--withdraw-within-hours", "1", "--home", owner.home.path)
+    assert done.returncode == 0, done.stderr
+    assert "an earlier request was signed already, and stands" in " ".join((done.stdout + done.stderr).split())
 
 
 def test_an_audit_says_what_is_still_there_after_its_time(released: Federation, tmp_path: Path) -> None:

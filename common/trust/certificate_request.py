@@ -5,7 +5,7 @@ bound to one key pair and one invitation, and is not a statement: it is never lo
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from common.errors import MalformedError
 from common.trust import strict_json
@@ -21,6 +21,7 @@ _MAX_BYTES: Final = 4096
 class CertificateRequest:
     """Who asks, and the digests of the CSR and of the invitation's token."""
 
+    type: ClassVar[str] = "certificate.request"
     federation: str
     party: str
     csr: str
@@ -31,10 +32,15 @@ class CertificateRequest:
         """The request for the key in `csr`."""
         return cls(federation, party, digest_of(csr), digest_of(token.encode()))
 
+    @property
+    def text(self) -> str:
+        """What is signed."""
+        fields = {"federation": self.federation, "party": self.party, "csr": self.csr, "token": self.token}
+        return f"{_TYPE_LINE}{strict_json.canonical(fields).decode()}\n"
+
     def sign(self, key: SigningKey) -> bytes:
         """The signed note; the same request and key give the same bytes."""
-        fields = {"federation": self.federation, "party": self.party, "csr": self.csr, "token": self.token}
-        return bytes(sign(f"{_TYPE_LINE}{strict_json.canonical(fields).decode()}\n", key))
+        return bytes(sign(self.text, key))
 
 
 def is_certificate_request(data: bytes) -> bool:
@@ -49,7 +55,16 @@ def parse_certificate_request(data: bytes) -> tuple[Note, CertificateRequest]:
         MalformedError: it is not exactly what `CertificateRequest.sign` gives.
     """
     note = Note.parse(data, max_bytes=_MAX_BYTES)
-    body = note.text.removeprefix(_TYPE_LINE)
+    return note, parse_request(note.text)
+
+
+def parse_request(text: str) -> CertificateRequest:
+    """The request in `text`.
+
+    Raises:
+        MalformedError: it is not exactly what `CertificateRequest.text` gives.
+    """
+    body = text.removeprefix(_TYPE_LINE)
     match strict_json.load_object(body.removesuffix("\n").encode(), what="certificate request"):
         case {"federation": str(federation), "party": str(party), "csr": str(csr), "token": str(token), **rest} if (
             not rest
@@ -57,7 +72,9 @@ def parse_certificate_request(data: bytes) -> tuple[Note, CertificateRequest]:
             request = CertificateRequest(federation, party, csr, token)
         case _:
             raise MalformedError("this is no certificate request; use the concord of this version")
-    return note, request
+    if request.text != text:
+        raise MalformedError("this certificate request is not canonical; use the concord of this version")
+    return request
 
 
 def check_signed(note: Note, verifier: Verifier) -> None:

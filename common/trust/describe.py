@@ -20,9 +20,10 @@ def describe(statement: Statement) -> str:
         case ConsentGrant():
             scope = statement.scope.model_dump()
             where = ", ".join(f"{kind} {name}" for kind, name in scope.items())
+            law = f", jurisdiction {statement.jurisdiction}" if statement.jurisdiction is not None else ""
             return (
                 f"consents to {where} for {', '.join(statement.purposes)}, {statement.not_before} to "
-                f"{statement.not_after}, under {statement.terms.uri} ({statement.terms.digest})"
+                f"{statement.not_after}, under {statement.terms.uri} ({statement.terms.digest}){law}"
             )
         case ConsentRevoke():
             what = f"withdraws consent {statement.grant_id}"

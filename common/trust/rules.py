@@ -277,6 +277,11 @@ def is_in_force(grant: Grant, *, at: datetime) -> bool:
     return True
 
 
+def is_to_come(grant: Grant, *, at: datetime) -> bool:
+    """Whether a consent that is not revoked begins after that time."""
+    return grant.revoked_index is None and at < parse_time(grant.statement.not_before)
+
+
 def _check_covers(grant: Grant, manifest_digest: str) -> None:
     wanted = grant.statement.expert.manifest_digest
     if wanted not in (None, manifest_digest):
