@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from common.audit_files import ROOT_NAME, check_files, check_placed
-from common.errors import ConcordError, MalformedError
+from common.errors import ConcordError, MalformedError, VerificationError
 from common.files import read_required
 from common.trust.cosignature import Witness
 from common.trust.history import History
@@ -184,6 +184,8 @@ def _audit_once(
         if not log_alone:
             _check_models(public, report, now)
     except StepFailed as error:
+        # Who witnesses are is known once the log is replayed: nothing is said of what comes after the step.
+        report.findings = [finding for finding in report.findings if finding.step < error.step]
         report.findings.append(Finding(error.step, holds=False, found=str(error)))
         report.is_unaccounted = isinstance(error, Unaccounted)
     return report
@@ -271,6 +273,11 @@ def _check_receipts(
 def _receipt(name: str, data: bytes, witnesses: Sequence[Witness], history: History) -> Receipt:
     try:
         return parse_receipt_of_owner(data, witnesses, history)
+    except VerificationError as error:
+        raise MalformedError(
+            f"{name} is no receipt that counts here: {error}. Name the witnesses that you know, outside ones too, with "
+            "--witnesses FILE (a key line each)"
+        ) from error
     except ConcordError as error:
         raise MalformedError(f"{name} is no receipt that counts here: {error}") from error
 
