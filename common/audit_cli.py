@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import click
 import typer
 
 from common.audit import Report, audit
@@ -115,9 +116,9 @@ def log(
 @app.command()
 def show(
     index: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="[INDEX]", help="Number of an entry, as `audit log` lists it; all in tables without."),
-    ],
+    ] = None,
     public: Annotated[
         str | None,
         typer.Argument(metavar="PUBLIC", help="The public directory, a bundle made by export, or an address."),
@@ -126,6 +127,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Who joined, consented and was released, as tables; with an index, one entry as it was signed, and its digest."""
+    if index is None:
+        raise click.UsageError("Missing argument 'PUBLIC'.")
     with reporting(as_json) as reporter:
         _warn_without(root, reporter)
         report = holding(audit_place(index if public is None else public, trusted_root(root), log_alone=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from common.audit_log_files import check_log_files
-from common.errors import ConcordError
+from common.errors import ConcordError, MalformedError
 from common.files import read_required
 from common.model import checkpoint
 from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
@@ -190,7 +190,11 @@ def check_manifest(directory: Path, digest: str) -> Manifest:
     Raises:
         StepFailed: it is another one.
     """
-    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
+    path = directory / MANIFEST_NAME
+    try:
+        manifest = Manifest.parse(read_required(path, hint="the log names it; it must be published"))
+    except MalformedError as error:
+        raise StepFailed(7, f"{path}: {error}") from error
     if manifest.digest != digest:
         raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
     return manifest

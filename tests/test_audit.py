@@ -24,7 +24,7 @@ from common.model import checkpoint
 from common.trust.cosignature import Witness, cosign
 from common.trust.evidence import Evidence
 from common.trust.manifest import Manifest, digest_of
-from common.trust.note import Note, Signature, SigningKey
+from common.trust.note import Checkpoint, Note, Proof, Signature, SigningKey, Verifier
 from common.trust.root import TrustedRoot
 from common.trust.tiles import bundle_path, format_bundle, tile_path
 from tests.commands import concord
@@ -595,3 +595,17 @@ def test_an_audit_goes_on_from_the_last_and_still_sees_what_changed(published: P
                                         *note.signatures[1:])))  # fmt: skip
     published.write_log(entries)
     assert "step 2" in concord(*verify).stderr + concord(*verify).stdout
+
+
+def test_a_manifest_that_does_not_parse_is_named(published: Published) -> None:
+    (published.path / LAST / "manifest.json").write_bytes(b"{} ")
+    _fails(published, 7, f"{LAST}/manifest.json: ")
+
+
+@pytest.mark.parametrize(
+    ("parse", "odd"),
+    [(Note.parse, b"hello\n"), (Checkpoint.parse, "one\n"), (Proof.parse, b"x"), (Verifier.parse, "junk")],
+)
+def test_what_does_not_parse_is_said_in_words(parse: Callable[[Any], object], odd: str | bytes) -> None:
+    with pytest.raises(MalformedError, match=r"it (is not|does not)"):
+        parse(odd)

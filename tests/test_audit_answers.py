@@ -194,3 +194,9 @@ def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
     missing = concord("audit", "show", "999", str(original.path))
     assert missing.returncode == 1
     assert "0 to" in missing.stderr
+
+
+def test_showing_nothing_asks_for_the_published_files() -> None:
+    refused = concord("audit", "show")
+    assert refused.returncode == 2
+    assert "Missing argument 'PUBLIC'" in refused.stderr
