@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from time import monotonic, sleep
 from types import MappingProxyType
 from typing import Final
 
 from common.audit_files import ROOT_NAME, check_files, check_placed
-from common.errors import ConcordError, MalformedError
+from common.errors import ConcordError, MalformedError, VerificationError
 from common.files import read_required
 from common.trust.cosignature import Witness
 from common.trust.history import History
@@ -27,6 +28,7 @@ from common.trust.verify import (
     STEPS,
     Seen,
     StepFailed,
+    Unaccounted,
     check_checkpoint,
     check_entries,
     check_history,
@@ -35,6 +37,9 @@ from common.trust.verify import (
 )
 
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
+_AGAIN: Final = 5
+_SOON_S: Final = 2.0
+_LOOK_S: Final = 0.05
 _SHOWN: Final = 5
 _NAMED: Final = 12
 """Releases, and owners of each, that a finding names; `audit release` lists all."""
@@ -68,6 +73,8 @@ class Report:
     _history: History | None = None
     keeps: object = None
     """What the entries are read from, where it is only lent."""
+    is_unaccounted: bool = False
+    """Whether something was published that the log did not name."""
 
     @property
     def holds(self) -> bool:
@@ -127,9 +134,48 @@ def audit(
         NotFoundError: it is no public directory.
         MalformedError: what was given beside it is no checkpoint of that log, or no receipt.
     """
-    report = Report()
     root = root or TrustedRoot.parse(read_required(public / ROOT_NAME, hint=_HINT))
-    now = now or datetime.now(UTC)
+
+    def once() -> Report:
+        return _audit_once(
+            public, root, last_seen, quorum, witnesses, receipts, now or datetime.now(UTC),
+            was_audited=was_audited, log_alone=log_alone,
+        )  # fmt: skip
+
+    report = once()
+    for _ in range(_AGAIN):
+        if not _is_outrun(public, report):
+            break
+        report = once()
+    return report
+
+
+def _is_outrun(public: Path, report: Report) -> bool:
+    """Whether files did not fit the log, which has grown since, or grows soon: then they may fit what it is now.
+
+    Files are published before the entry that names them, and the log's checkpoint is published last.
+    """
+    if report.holds or report.findings[-1].step not in (7, 8):
+        return False
+    checkpoint, until = public / "log" / CHECKPOINT_NAME, monotonic() + (_SOON_S if report.is_unaccounted else 0)
+    while (same := checkpoint.read_bytes() == report.checkpoint) and monotonic() < until:
+        sleep(_LOOK_S)
+    return not same
+
+
+def _audit_once(
+    public: Path,
+    root: TrustedRoot,
+    last_seen: bytes | None,
+    quorum: int,
+    witnesses: Sequence[Witness] | None,
+    receipts: Mapping[str, bytes],
+    now: datetime,
+    *,
+    was_audited: bool,
+    log_alone: bool,
+) -> Report:
+    report = Report()
     try:
         seen = None if last_seen is None else _seen(root, last_seen, witnesses, quorum)
         _check_log(public, root, seen, report, now, was_audited=was_audited)
@@ -138,7 +184,10 @@ def audit(
         if not log_alone:
             _check_models(public, report, now)
     except StepFailed as error:
+        # Who witnesses are is known once the log is replayed: nothing is said of what comes after the step.
+        report.findings = [finding for finding in report.findings if finding.step < error.step]
         report.findings.append(Finding(error.step, holds=False, found=str(error)))
+        report.is_unaccounted = isinstance(error, Unaccounted)
     return report
 
 
@@ -224,6 +273,11 @@ def _check_receipts(
 def _receipt(name: str, data: bytes, witnesses: Sequence[Witness], history: History) -> Receipt:
     try:
         return parse_receipt_of_owner(data, witnesses, history)
+    except VerificationError as error:
+        raise MalformedError(
+            f"{name} is no receipt that counts here: {error}. Name the witnesses that you know, outside ones too, with "
+            "--witnesses FILE (a key line each)"
+        ) from error
     except ConcordError as error:
         raise MalformedError(f"{name} is no receipt that counts here: {error}") from error
 
@@ -250,7 +304,7 @@ def _check_missing(name: str, receipt: Receipt, history: History, now: datetime)
 def _check_models(public: Path, report: Report, now: datetime) -> None:
     """Steps 7 and 8."""
     found, history = report.found, report.history
-    found(7, f"{check_files(public, history, now)} directories, every file as signed")
+    found(7, f"{check_files(public, history, report.entries, now)} directories, every file as signed")
     standing = [release for release in history.releases.values() if release.withdrawn_index is None]
     tensors = sum(check_placed(public, history, release) for release in standing)
     found(8, f"{tensors} tensors compared byte for byte")

@@ -8,6 +8,7 @@ unpacked, and nothing but the expected paths is.
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,7 +98,7 @@ def unpack(bundle: Path, directory: Path) -> None:
                 if len(data) != member.file_size:
                     raise MalformedError(f"{bundle}: {member.filename} is not as long as the archive says")
                 target.write_bytes(data)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise MalformedError(f"{bundle}: cannot be read as a bundle ({error}); export it again") from error
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import click
 import typer
 
 from common.audit import Report, audit
@@ -83,8 +84,7 @@ def verify(
                 f"both checkpoints are kept in {kept}; have it judged: concord audit evidence {kept} --root ROOT "
                 f"--public {public}"
             )
-        if trusted is None:
-            reporter.warning("the trusted root was taken from the published files; give --root to check whose they are")
+        _warn_without(root, reporter)
         reporter.result(_fields(report, as_json) | ({} if kept is None else {"evidence": str(kept)}))
     if report.holds and checkpoint:
         write_atomic(checkpoint, report.checkpoint)
@@ -103,6 +103,7 @@ def log(
     """Print the log: who said what and when, entry by entry, as far as every signature and rule holds."""
     report = audit_place(public, trusted_root(root), log_alone=True)
     with reporting(as_json) as reporter:
+        _warn_without(root, reporter)
         for line in report.log_lines:
             reporter.step(line)
         _conclude(reporter, report)
@@ -115,9 +116,9 @@ def log(
 @app.command()
 def show(
     index: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="[INDEX]", help="Number of an entry, as `audit log` lists it; all in tables without."),
-    ],
+    ] = None,
     public: Annotated[
         str | None,
         typer.Argument(metavar="PUBLIC", help="The public directory, a bundle made by export, or an address."),
@@ -126,7 +127,10 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Who joined, consented and was released, as tables; with an index, one entry as it was signed, and its digest."""
+    if index is None:
+        raise click.UsageError("Missing argument 'PUBLIC'.")
     with reporting(as_json) as reporter:
+        _warn_without(root, reporter)
         report = holding(audit_place(index if public is None else public, trusted_root(root), log_alone=True))
         if public is not None:
             _show_entry(reporter, report, index)
@@ -159,6 +163,7 @@ def release(
 ) -> None:
     """Who is in a release, by which consents, under which terms and until when; and why everybody else is not."""
     with reporting(as_json) as reporter:
+        _warn_without(root, reporter)
         found = about_release(holding(audit_place(public, trusted_root(root), log_alone=True)), name)
         said = found.statement
         until = f", good until {said.not_after}" if said.not_after else ""
@@ -211,6 +216,7 @@ def owner(
 ) -> None:
     """All that an owner ever said, and the releases that hold its expert."""
     with reporting(as_json) as reporter:
+        _warn_without(root, reporter)
         events, slots = about_owner(holding(audit_place(public, trusted_root(root), log_alone=True)), name)
         for event in events:
             reporter.step(f"{event.index:>4}  {event.statement.issued_at}  {event.said}")
@@ -236,6 +242,7 @@ def show_removal(
 ) -> None:
     """Prove that a release is another one without somebody's expert, and in nothing else different, byte by byte."""
     with reporting(as_json) as reporter:
+        _warn_without(root, reporter)
         place = with_weights(public)
         found = removal(place, holding(audit(place, root=trusted_root(root))), before, after)
         for left, digest in found.left.items():
@@ -254,6 +261,7 @@ def rebuild_release(
 ) -> None:
     """Make a release again from its inputs and compare: the same bytes, file by file. Keep it with --output."""
     with reporting(as_json) as reporter, TemporaryDirectory(prefix="concord-rebuild-") as folder:
+        _warn_without(root, reporter)
         place = with_weights(public)
         report = holding(audit_place(place, trusted_root(root), log_alone=True))
         target = existing(output) if output else Path(folder) / name
@@ -297,6 +305,11 @@ def export_bundle(
             f"{size} entries and every manifest are in {target}; check it with: concord audit verify {output}"
         )
         reporter.result({"bundle": str(target), "entries": size})
+
+
+def _warn_without(root: Path | None, reporter: Reporter) -> None:
+    if root is None:
+        reporter.warning("the trusted root was taken from the published files; give --root to check whose they are")
 
 
 def _conclude(reporter: Reporter, report: Report) -> None:

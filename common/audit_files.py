@@ -5,12 +5,13 @@ work is checked.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from common.errors import ConcordError
+from common.audit_log_files import check_log_files
+from common.errors import ConcordError, MalformedError
 from common.files import read_required
 from common.model import checkpoint
 from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
@@ -27,12 +28,13 @@ from common.model.partition import (
 )
 from common.trust.history import History, taken_back
 from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
+from common.trust.root import TrustedRoot
 from common.trust.state import Release
-from common.trust.verify import StepFailed, failed_at, is_overdue
+from common.trust.verify import StepFailed, Unaccounted, failed_at, is_overdue
 
 ROOT_NAME: Final = "trusted_root.json"
 _TOP: Final = frozenset({ROOT_NAME, "log", "base", "releases", "objects"})
-_WRITTEN: Final = re.compile(r"\.[^.].*\.[0-9]+-[0-9]+\.partial")
+_WRITTEN: Final = re.compile(r"\.([^.].*)\.[0-9]+-[0-9]+\.partial")
 """What files are called while they are written (`common/files.py`)."""
 _PASSING: Final = ("partial", "hidden")
 """What directories are called while they are made or taken away."""
@@ -41,33 +43,109 @@ _COMPARE_BYTES: Final = 16 * 1024 * 1024
 _ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def check_files(public: Path, history: History, now: datetime) -> int:
+def check_files(public: Path, history: History, entries: Sequence[bytes], now: datetime) -> int:
     """Step 7: every base and release directory holds exactly the files of the manifest that the log names, and nothing
     else is there.
+
+    Raises:
+        Unaccounted: something else is; it may be younger than the log that these entries are.
+        StepFailed: what the log names is not as it says.
     """
     _check_gone(public, history, now)
     try:
+        _check_root(public, history)
         logged = check_manifests(public, history)
+        withdrawn = _withdrawn_manifests(public, history)
+        if unknown := _not_named(public, logged.keys() | withdrawn_directories(public, history)):
+            raise Unaccounted(7, f"{unknown[0]} is published but the log does not name it")
+        check_log_files(public / "log", entries)
         for directory, manifest in logged.items():
             check_directory(directory, manifest=manifest)
-        unknown = _not_named(public, logged.keys() | withdrawn_directories(public, history))
+        _check_passing(logged, withdrawn)
+        _check_objects(public / "objects")
+        _check_named(public, history, logged, withdrawn, now)
     except (ConcordError, OSError) as error:
         raise failed_at(7, error) from error
-    _check_objects(public / "objects")
-    if unknown:
-        raise StepFailed(7, f"{unknown[0]} is published but the log does not name it")
     return len(logged)
+
+
+def _check_root(public: Path, history: History) -> None:
+    """The published root is the one that the log is judged by."""
+    published = TrustedRoot.parse(read_required(public / ROOT_NAME, hint="it must be published"))
+    if published != history.root:
+        raise StepFailed(7, f"{public / ROOT_NAME} is not the trusted root that you gave")
+
+
+def _withdrawn_manifests(public: Path, history: History) -> dict[Path, Manifest]:
+    """Of withdrawn releases, by where they were published: as far as they are still among the objects."""
+    found = {}
+    for withdrawal in history.withdrawals.values():
+        digest = history.releases[withdrawal.release].statement.manifest_digest
+        path = object_path(public, digest)
+        if path.is_file() and digest_of_file(path) == digest:
+            found[public / "releases" / withdrawal.release] = Manifest.parse(path.read_bytes())
+    return found
+
+
+def _check_passing(logged: Mapping[Path, Manifest], withdrawn: Mapping[Path, Manifest]) -> None:
+    """What is made or taken away just now holds nothing but files of its manifest, as far as it is there."""
+    for directory, manifest in {**logged, **withdrawn}.items():
+        for place in (directory, *_passing(directory)) if directory in withdrawn else _passing(directory):
+            for path in _inside(place):
+                if not _is_listed(path, manifest):
+                    raise StepFailed(7, f"{path} is published but its manifest does not list it")
+
+
+def _is_listed(path: Path, manifest: Manifest) -> bool:
+    if path.is_symlink() or path.is_dir():
+        return False
+    written = _WRITTEN.fullmatch(path.name)
+    if (written[1] if written else path.name) not in {MANIFEST_NAME, *manifest.files}:
+        return False
+    try:
+        digest = manifest.digest if path.name == MANIFEST_NAME else manifest.files[path.name].digest
+        return written is not None or digest_of_file(path) == digest
+    except FileNotFoundError:  # gone since
+        return True
+
+
+def _check_named(
+    public: Path, history: History, logged: Mapping[Path, Manifest], withdrawn: Mapping[Path, Manifest], now: datetime
+) -> None:
+    """Every object is a file that a base, a release or a contribution in the log names, or the manifest of one."""
+    late = {
+        public / "releases" / each.release
+        for each in history.withdrawals.values()
+        if is_overdue(history, each.cause_index, at=now)
+    }
+    manifests = [*logged.values(), *(manifest for place, manifest in withdrawn.items() if place not in late)]
+    named = {release.statement.manifest_digest for release in history.releases.values()} | history.bases.keys()
+    named |= {file.digest for manifest in manifests for file in manifest.files.values()}
+    named |= {file.digest for each in history.contributions_by_index.values() for file in each.files.values()}
+    for path in sorted(_inside(public / "objects")):
+        if f"sha256:{path.name}" not in named and not _WRITTEN.fullmatch(path.name):
+            raise Unaccounted(7, f"{path} is published but the log does not name it; take it away")
 
 
 def _not_named(public: Path, named: Set[Path]) -> list[Path]:
     """What is published beside these directories, however it is called. What is being made or taken away just now has
     a name that says so and what it is.
     """
-    passing = {path.with_name(f".{path.name}.{state}") for path in named for state in _PASSING}
+    passing = {place for path in named for place in _passing(path)}
     shown = {path for parent in ("base", "releases") for path in _inside(public / parent)}
     strange = shown - {path for path in named | passing if path.is_dir()}
-    strange |= {path for path in _inside(public) if path.name not in _TOP and not _WRITTEN.fullmatch(path.name)}
+    strange |= {path for path in _inside(public) if path.name not in _TOP and not _is_written(path, ROOT_NAME)}
     return sorted(strange)
+
+
+def _passing(directory: Path) -> list[Path]:
+    return [directory.with_name(f".{directory.name}.{state}") for state in _PASSING]
+
+
+def _is_written(path: Path, name: str) -> bool:
+    """Whether a file of this name is written just now, by the name it has until then."""
+    written = _WRITTEN.fullmatch(path.name)
+    return written is not None and re.fullmatch(name, written[1]) is not None and path.is_file()
 
 
 def _check_gone(public: Path, history: History, now: datetime) -> None:
@@ -75,7 +153,7 @@ def _check_gone(public: Path, history: History, now: datetime) -> None:
     overdue = {i for i in history.taking_back if is_overdue(history, i, at=now)}
     for index, withdrawal in history.withdrawals.items():
         directory = public / "releases" / withdrawal.release
-        places = (directory, *(directory.with_name(f".{directory.name}.{state}") for state in _PASSING))
+        places = (directory, *_passing(directory))
         if withdrawal.cause_index in overdue and (there := [place for place in places if place.exists()]):
             raise StepFailed(7, f"{there[0]} is still published; entry {index} withdrew it")
     causes = {history.taking_back[index].grant_id: index for index in overdue}
@@ -112,7 +190,11 @@ def check_manifest(directory: Path, digest: str) -> Manifest:
     Raises:
         StepFailed: it is another one.
     """
-    manifest = Manifest.parse(read_required(directory / MANIFEST_NAME, hint="the log names it; it must be published"))
+    path = directory / MANIFEST_NAME
+    try:
+        manifest = Manifest.parse(read_required(path, hint="the log names it; it must be published"))
+    except MalformedError as error:
+        raise StepFailed(7, f"{path}: {error}") from error
     if manifest.digest != digest:
         raise StepFailed(7, f"{directory} has manifest {manifest.digest}; the log names {digest}")
     return manifest
@@ -138,14 +220,17 @@ def check_manifests(public: Path, history: History) -> dict[Path, Manifest]:
 def _check_objects(objects: Path) -> None:
     """Every published object is what its name says."""
     for path in sorted(_inside(objects)):
-        if _WRITTEN.fullmatch(path.name) and path.is_file():
+        if _is_written(path, "[0-9a-f]{64}"):
             continue
         if path.is_symlink() or not path.is_file() or digest_of_file(path) != f"sha256:{path.name}":
             raise StepFailed(7, f"objects/{path.name} does not hold the bytes that its name is the SHA-256 of")
 
 
 def _inside(directory: Path) -> Iterable[Path]:
-    return directory.iterdir() if directory.is_dir() else ()
+    try:
+        return list(directory.iterdir()) if directory.is_dir() else ()
+    except FileNotFoundError:  # taken away since
+        return ()
 
 
 def check_placed(public: Path, history: History, release: Release) -> int:

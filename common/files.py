@@ -17,7 +17,7 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `data`: readers see the old bytes or the new ones, and a crash loses neither."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
+    temporary = temporary_name(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), mode)
@@ -75,11 +75,21 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file: `target` is there whole and durable, or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{get_ident()}.partial")
-    shutil.copyfile(source, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    temporary = temporary_name(target)
+    copy_durably(source, temporary)
     temporary.replace(target)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file; `target` is durable then, and may be there in part before."""
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def temporary_name(path: Path) -> Path:
+    """What a file is called while this thread writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
 
 
 @contextmanager

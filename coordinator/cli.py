@@ -1,6 +1,7 @@
 """`concord coordinator`: what a consortium's admin does."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from common.cli import JsonOption, existing, new_app, reporting, show_tables
+from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting, show_tables
 from common.config import describe, load_options
 from common.console import Reporter, job_progress
 from common.errors import ConflictError, MalformedError
@@ -82,12 +83,20 @@ def recover_command(
         found = recover(existing(home), existing(source) if source else None)
         reporter.step(f"the registry holds {found.after} entries; {found.after - found.before} of them were missing")
         if found.joined:
-            reporter.step(f"joined since the backup, so to be invited again: {', '.join(found.joined)}")
+            reporter.step(f"joined since the backup: {', '.join(found.joined)}")
+        if found.without_certificate:
+            reporter.step(
+                f"need an invitation (no certificate of theirs holds): {', '.join(found.without_certificate)}"
+            )
+        if found.with_certificate:
+            reporter.step(f"need one if they renewed since the backup: {', '.join(found.with_certificate)}")
         if found.missing:
             reporter.warning(f"{len(found.missing)} published files are missing; recover from a copy that has them")
-        reporter.result(
-            {"before": found.before, "after": found.after, "joined": found.joined, "missing": found.missing}
-        )
+        if found.still_behind:
+            reporter.warning(f"nothing may be signed yet: {found.still_behind}")
+        reporter.result({name: value for name, value in asdict(found).items() if name != "still_behind"})
+    if found.still_behind:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

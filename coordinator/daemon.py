@@ -53,6 +53,8 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         for server in servers:
             server.start()
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
+        if settings.files_port is not None:
+            reporter.step(f"published files are at http://{settings.host}:{settings.files_port}")
         with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), Upkeep(coordinator), files:
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:

@@ -86,6 +86,8 @@ def _toml(settings: CoordinatorSettings) -> str:
     for name, value in settings.model_dump(exclude_none=True, mode="json").items():
         # A JSON string, number or list of strings is TOML as well.
         lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    if settings.files_port is None:
+        lines.append("# files_port = 8080  # serves public/ over plain HTTP, for auditors")
     return "\n".join(lines) + "\n"
 
 

@@ -75,7 +75,8 @@ class Appender:
 _OLDER: Final = (
     "the registry holds {size} entries but {what}: it was restored from an older backup or damaged. Going on would "
     "fork the log. Restore the newest backup, or roll it forward from what was published (concord coordinator "
-    "recover); where neither is to be had, start a new log under another name (concord coordinator init --origin NAME)"
+    "recover, with --from DIR where a copy is newer than the home's own files); where neither is to be had, start a "
+    "new log under another name (concord coordinator init --origin NAME)"
 )
 _ADD_ENTRIES: Final = insert(entries)
 _ADD_HASHES: Final = insert(hashes)

@@ -85,8 +85,9 @@ class OutsideWitness:
 
 
 _WAY_OUT: Final = (
-    "Restore the newest backup, or roll this one forward from what was published (concord coordinator recover), and "
-    "start again; where neither is to be had, start a new log under another name (concord coordinator init --origin "
+    "Restore the newest backup, or roll this one forward from a copy of the newest published files (concord "
+    "coordinator recover --from DIR), and start again; where neither is to be had, start a new log under another name "
+    "(concord coordinator init --origin "
     "NAME). A witness that is wrong is taken out of outside_witnesses"
 )
 _AHEAD: Final = f"{{who}} has cosigned {{seen}} entries, this log has {{here}}: it was rolled back. {_WAY_OUT}"

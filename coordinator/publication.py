@@ -6,12 +6,20 @@ files are hard links to objects, each with the `manifest.json` that the log name
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from common.errors import ConflictError, MalformedError, NotFoundError
-from common.files import copy_whole, link_or_copy, read_required, sync_directory, taking_turns, write_atomic
+from common.files import (
+    copy_durably,
+    link_or_copy,
+    read_required,
+    sync_directory,
+    taking_turns,
+    temporary_name,
+    write_atomic,
+)
 from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, check_digest, digest_of, digest_of_file
 
 ROOT_NAME: Final = "trusted_root.json"
@@ -84,8 +92,9 @@ class Publication:
             ConflictError: a file that is not ours changed meanwhile.
         """
         manifest = Manifest.of_directory(directory)
-        for name, entry in manifest.files.items():
-            self._add(directory / name, entry.digest, ours=ours)
+        wanted = {directory / name: entry.digest for name, entry in manifest.files.items()}
+        missing = {path: digest for path, digest in wanted.items() if not self.object_path(digest).exists()}
+        (self._link if ours else self._copy)(missing)
         data = bytes(manifest)
         target = self.object_path(digest_of(data))
         if not target.exists():
@@ -93,19 +102,29 @@ class Publication:
         sync_directory(self._objects)
         return manifest
 
-    def _add(self, path: Path, digest: str, *, ours: bool) -> None:
-        target = self.object_path(digest)
-        if target.exists():
-            return
-        if ours:
+    def _link(self, files: Mapping[Path, str]) -> None:
+        for path in files:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            link_or_copy(path, target)
-            return
-        copy_whole(path, target)
-        if digest_of_file(target) != digest:
-            target.unlink()
-            raise ConflictError(f"{path} changed while it was published; publish again once nothing writes to it")
+        for path, digest in files.items():  # all at once: an audit finds few that the log does not name yet
+            if not self.object_path(digest).exists():
+                link_or_copy(path, self.object_path(digest))
+
+    def _copy(self, files: Mapping[Path, str]) -> None:
+        copies = {temporary_name(self.object_path(digest)): self.object_path(digest) for digest in files.values()}
+        try:
+            for path, digest in files.items():
+                copy = temporary_name(self.object_path(digest))
+                copy_durably(path, copy)
+                if digest_of_file(copy) != digest:
+                    raise ConflictError(
+                        f"{path} changed while it was published; publish again once nothing writes to it"
+                    )
+            for copy, target in copies.items():
+                copy.replace(target)
+        finally:
+            for copy in copies:
+                copy.unlink(missing_ok=True)
 
     def show(self, directory: Path, *, manifest_digest: str) -> None:
         """Make `directory` the named view of a published manifest; whole or not at all, and again without harm."""

@@ -7,6 +7,7 @@ invitations and certificates, is lost: whoever joined since is invited again.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +16,13 @@ from common.files import copy_whole, read_required
 from common.trust.cosignature import cosigned
 from common.trust.manifest import digest_of_file
 from common.trust.note import Checkpoint, Note
-from common.trust.statements import OwnerEnrol, parse_note
+from common.trust.statements import COORDINATOR, OwnerEnrol, parse_note
 from common.trust.tiles import CHECKPOINT_NAME, LogEntries
 from common.trust.verify import StepFailed, check_checkpoint, check_entries, check_history
 from coordinator.enrolment import revoke_certificates
 from coordinator.home import Coordinator, open_home
-from coordinator.outside_witnesses import OutsideWitness
+from coordinator.outside_witnesses import OutsideWitness, ask
+from coordinator.releases import show_logged
 from coordinator.withdrawal import needed_files, standing_manifests
 
 _TOGETHER: Final = 1024
@@ -36,6 +38,12 @@ class Recovered:
     after: int
     joined: list[str]
     missing: list[str]
+    without_certificate: list[str]
+    """Owners whose certificate the registry does not know, or not as one that holds: they need an invitation."""
+    with_certificate: list[str]
+    """The other owners: they need one where they renewed it since the backup."""
+    still_behind: str | None
+    """Why nothing may be signed yet: an outside witness has seen more than this."""
 
 
 def recover(path: Path, source: Path | None) -> Recovered:
@@ -63,9 +71,20 @@ def recover(path: Path, source: Path | None) -> Recovered:
         coordinator.log.check_not_rolled_back()  # by its own files: those named may be older
         coordinator.log.sign_head()
         missing = _bring_files(coordinator, public)
+        if not missing:
+            show_logged(coordinator)
+        still_behind = ask(coordinator.registry, coordinator.settings.outside_witnesses)
         said = (parse_note(entry)[1] for entry in entries[before.size :])
         joined = [statement.party for statement in said if isinstance(statement, OwnerEnrol)]
-        return Recovered(before.size, coordinator.log.size(), joined, missing)
+        return Recovered(before.size, coordinator.log.size(), joined, missing, *_owners(coordinator), still_behind)
+
+
+def _owners(coordinator: Coordinator) -> tuple[list[str], list[str]]:
+    """Owners without a certificate that holds, and those with one."""
+    latest, now = coordinator.enrolment.latest_certificates(), datetime.now(UTC)
+    holding = {owner for owner, each in latest.items() if not each.is_revoked and each.not_after > now}
+    owners = [party for party in coordinator.registry.head().parties if party != COORDINATOR]
+    return [owner for owner in owners if owner not in holding], [owner for owner in owners if owner in holding]
 
 
 _OTHER: Final = (

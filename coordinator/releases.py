@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from common.errors import ConflictError, ConsentError, NotFoundError, UnavailableError
+from common.errors import ConcordError, ConflictError, ConsentError, NotFoundError, UnavailableError
 from common.files import exclusive
 from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
@@ -23,7 +23,7 @@ from common.trust.rules import first_lapse
 from common.trust.state import Contribution, Grant
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.home import Coordinator
-from coordinator.withdrawal import take_down
+from coordinator.withdrawal import needed_files, take_down
 
 _ATTEMPTS: Final = 5
 
@@ -115,6 +115,8 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         place = {"release": name, "line": line, "base_digest": base.base_digest}
         chosen = releasable_experts(history, **place, at=now)
     staging = coordinator.home.work / name
+    for left in coordinator.home.work.glob("*"):
+        _take_back(coordinator, left)  # a crash came between its files and its entry, or after both
     shutil.rmtree(coordinator.home.work, ignore_errors=True)
     staging.parent.mkdir()
     files = [coordinator.publication.find(_expert_digest(contribution)) for _, contribution in chosen]
@@ -127,15 +129,19 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     experts = [_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)]
     with coordinator.registry.history() as history:
         earlier, not_after = _last_entry(history, manifest), first_lapse(history, experts)
-    statement = earlier or _record_release(
-        coordinator,
-        chosen,
-        place,
-        manifest_digest=manifest.digest,
-        experts=experts,
-        num_experts_per_tok=num_experts_per_tok,
-        not_after=not_after,
-    )
+    try:
+        statement = earlier or _record_release(
+            coordinator,
+            chosen,
+            place,
+            manifest_digest=manifest.digest,
+            experts=experts,
+            num_experts_per_tok=num_experts_per_tok,
+            not_after=not_after,
+        )
+    except ConcordError:
+        _take_back(coordinator, staging)
+        raise
     shown = coordinator.publication.release(statement.release)
     coordinator.publication.show(shown, manifest_digest=manifest.digest)
     shutil.rmtree(coordinator.home.work, ignore_errors=True)
@@ -143,6 +149,16 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         why = left_out(history, **(place | {"release": statement.release}), at=now)
     owners = {slot: grant.party for slot, (grant, _) in enumerate(chosen, start=1)}
     return PublishedRelease(statement, shown, owners, why, is_new=earlier is None)
+
+
+def _take_back(coordinator: Coordinator, staging: Path) -> None:
+    """Remove what was published of the model in `staging` and the log does not name."""
+    if not staging.is_dir():
+        return
+    manifest, history = Manifest.of_directory(staging), coordinator.registry.head()
+    published = {manifest.digest, *(entry.digest for entry in manifest.files.values())}
+    logged = {release.statement.manifest_digest for release in history.releases.values()}
+    coordinator.publication.remove(published - logged - needed_files(coordinator, history))
 
 
 def _last_entry(history: History, manifest: Manifest) -> ReleasePublish | None:

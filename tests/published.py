@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from common.trust.manifest import Manifest
 from common.trust.note import Checkpoint, SigningKey, open_checkpoint, sign
 from common.trust.root import TrustedRoot
 from common.trust.statements import TYPE_PREFIX, parse_note
-from common.trust.tiles import bundle_path, format_bundle, read_entries
+from common.trust.tiles import bundle_path, format_bundle, read_entries, tile_path
 from tests.federation import running_federation
 
 LAST = "releases/release-2"
@@ -43,8 +44,12 @@ class Published:
 
     def write_log(self, entries: list[bytes], *, key: SigningKey | None = None, origin: str | None = None) -> None:
         """Publish another log, signed as the log signs."""
-        bundle = self.path / "log" / bundle_path(0, width=len(entries))
-        bundle.write_bytes(format_bundle(entries))
+        shutil.rmtree(self.path / "log" / "tile")
+        leaves = b"".join(merkle.leaf_hash(entry) for entry in entries)
+        for name, data in ((bundle_path, format_bundle(entries)), (partial(tile_path, 0), leaves)):
+            tile = self.path / "log" / name(0, width=len(entries))
+            tile.parent.mkdir(parents=True)
+            tile.write_bytes(data)
         (self.path / "log" / "checkpoint").write_bytes(
             self.sign_checkpoint(entries, key=key or self.log_key, origin=origin or self.root.origin)
         )
@@ -66,8 +71,12 @@ class Published:
     def relist(self) -> None:
         """Let the log name the second release as it lies there now."""
         directory = self.path / LAST
+        before = _digests(Manifest.parse((directory / "manifest.json").read_bytes()))
         manifest = Manifest.of_directory(directory)
         (directory / "manifest.json").write_bytes(bytes(manifest))
+        shown = [Manifest.parse(path.read_bytes()) for path in self.path.glob("*/*/manifest.json")]
+        for digest in before.difference(*map(_digests, shown)):
+            (self.path / "objects" / digest.removeprefix("sha256:")).unlink()
         entries = self.entries()
         self.write_log([*entries[:-1], self.resign(entries[-1], manifest_digest=manifest.digest)])
 
@@ -75,6 +84,10 @@ class Published:
         """The same with a public directory of its own."""
         shutil.copytree(self.path, path)
         return type(self)(path, self.root, self.log_key, self.own_key, self.first_checkpoint)
+
+
+def _digests(manifest: Manifest) -> set[str]:
+    return {manifest.digest, *(entry.digest for entry in manifest.files.values())}
 
 
 def publish(path: Path) -> Published:

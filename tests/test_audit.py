@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ import pytest
 from common.audit import audit
 from common.audit_bundle import audit_bundle, export
 from common.errors import MalformedError, NotFoundError
+from common.files import write_atomic
 from common.model import checkpoint
 from common.trust.cosignature import Witness, cosign
 from common.trust.evidence import Evidence
 from common.trust.manifest import Manifest, digest_of
-from common.trust.note import Note, Signature, SigningKey
+from common.trust.note import Checkpoint, Note, Proof, Signature, SigningKey, Verifier
 from common.trust.root import TrustedRoot
-from common.trust.tiles import bundle_path, format_bundle
+from common.trust.tiles import bundle_path, format_bundle, tile_path
 from tests.commands import concord
 from tests.federation import FEDERATION
 from tests.published import LAST, Published, publish
@@ -66,7 +68,8 @@ def _step_of(path: Path, published: Published) -> int | None:
     if path == Path("log/checkpoint"):
         return 1
     if top == "log":
-        return 3 if path == Path("log") / bundle_path(0, width=size) else None
+        steps = {Path("log") / bundle_path(0, width=size): 3, Path("log") / tile_path(0, 0, width=size): 7}
+        return steps.get(path)
     return 7 if top in ("base", "releases") else None
 
 
@@ -149,6 +152,53 @@ def test_what_is_published_by_any_other_name_is_found(place: str, published: Pub
 def test_a_file_by_any_other_name_is_found(place: str, published: Published) -> None:
     (published.path / place).write_bytes(b"x")
     _fails(published, 7, place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "log/x", "log/tile/withdrawn.safetensors", "log/tile/0/001", "log/tile/1/000.p/1", "log/tile/0/000.p/01",
+        "log/tile/entries/000", "log/tile/entries/000.p/0", "log/tile/8/000.p/1", "log/.x.1-2.partial",
+        "log/tile/0/000.p/1", "log/tile/entries/000.p/2", ".x.1-1.partial", "objects/.x.1-1.partial",
+    ],
+)  # fmt: skip
+def test_a_file_that_the_log_does_not_account_for_is_found(place: str, published: Published) -> None:
+    (published.path / place).parent.mkdir(parents=True, exist_ok=True)
+    (published.path / place).write_bytes(b"x")
+    _fails(published, 7, place)
+
+
+def test_an_object_that_the_log_does_not_name_is_found(published: Published) -> None:
+    stray = published.path / "objects" / digest_of(b"stray").removeprefix("sha256:")
+    stray.write_bytes(b"stray")
+    _fails(published, 7, f"{stray} is published but the log does not name it")
+
+
+def test_another_published_root_than_the_one_given_is_found(published: Published) -> None:
+    other = SigningKey.generate(published.root.log.name).verifier
+    forged = TrustedRoot(published.root.federation, published.root.origin, other, published.root.coordinator)
+    (published.path / "trusted_root.json").write_bytes(bytes(forged))
+    _fails(published, 7, "is not the trusted root that you gave")
+
+
+@pytest.mark.parametrize("place", ["releases/.release-2.partial", "base/.0.hidden"])
+def test_what_is_made_or_taken_away_holds_nothing_else(place: str, published: Published) -> None:
+    (published.path / place).mkdir()
+    (published.path / place / "x").write_bytes(b"x")
+    _fails(published, 7, f"{place}/x")
+
+
+def test_an_audit_of_files_that_outrun_the_log_looks_again(published: Published, tmp_path: Path) -> None:
+    """As beside a coordinator that has shown a release whose entry is being published."""
+    later = published.copy(tmp_path / "later").checkpoint
+    head = published.path / "log" / "checkpoint"
+    head.write_bytes(published.first_checkpoint)
+    timer = Timer(0.5, lambda: write_atomic(head, later))
+    timer.start()
+    report = published.audit()
+    timer.join()
+    assert report.holds, report.findings[-1]
+    assert report.checkpoint == later
 
 
 def test_what_is_being_written_just_now_is_no_fault(published: Published) -> None:
@@ -545,3 +595,17 @@ def test_an_audit_goes_on_from_the_last_and_still_sees_what_changed(published: P
                                         *note.signatures[1:])))  # fmt: skip
     published.write_log(entries)
     assert "step 2" in concord(*verify).stderr + concord(*verify).stdout
+
+
+def test_a_manifest_that_does_not_parse_is_named(published: Published) -> None:
+    (published.path / LAST / "manifest.json").write_bytes(b"{} ")
+    _fails(published, 7, f"{LAST}/manifest.json: ")
+
+
+@pytest.mark.parametrize(
+    ("parse", "odd"),
+    [(Note.parse, b"hello\n"), (Checkpoint.parse, "one\n"), (Proof.parse, b"x"), (Verifier.parse, "junk")],
+)
+def test_what_does_not_parse_is_said_in_words(parse: Callable[[Any], object], odd: str | bytes) -> None:
+    with pytest.raises(MalformedError, match=r"it (is not|does not)"):
+        parse(odd)

@@ -162,6 +162,21 @@ def test_commands_answer_from_a_log_that_holds_alone(original: Published, tmp_pa
     assert "step 1" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("log",), ("show",), ("release", "release-1"), ("owner", "archive"), ("removal", "release-1", "release-2"),
+     ("rebuild", "release-1"), ("verify",)],
+)  # fmt: skip
+def test_a_root_that_is_only_published_is_told_apart_from_one_that_was_given(
+    original: Published, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "root.json").write_bytes(bytes(original.root))
+    for given, is_said in (((), True), (("--root", tmp_path / "root.json"), False)):
+        told = concord("audit", *command, original.path, *given)
+        assert told.returncode == 0, told.stderr
+        assert ("give --root" in " ".join((told.stdout + told.stderr).split())) is is_said
+
+
 def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
     shown = concord("audit", "show", "1", str(original.path), "--json")
     assert shown.returncode == 0, shown.stderr
@@ -179,3 +194,9 @@ def test_an_entry_is_shown_as_it_was_signed(original: Published) -> None:
     missing = concord("audit", "show", "999", str(original.path))
     assert missing.returncode == 1
     assert "0 to" in missing.stderr
+
+
+def test_showing_nothing_asks_for_the_published_files() -> None:
+    refused = concord("audit", "show")
+    assert refused.returncode == 2
+    assert "Missing argument 'PUBLIC'" in refused.stderr

@@ -154,6 +154,16 @@ def test_what_is_no_archive_is_refused(bundle: Path, cut: int) -> None:
         audit_bundle(bundle)
 
 
+def test_a_damaged_member_is_refused(bundle: Path) -> None:
+    with zipfile.ZipFile(bundle) as archive:
+        member = archive.infolist()[-1]
+    raw = bytearray(bundle.read_bytes())
+    raw[member.header_offset + 30 + len(member.filename)] |= 0b111  # a kind of block that deflate does not have
+    bundle.write_bytes(bytes(raw))
+    with pytest.raises(MalformedError, match="cannot be read as a bundle"):
+        audit_bundle(bundle)
+
+
 def test_a_lie_about_a_members_length_is_found(bundle: Path) -> None:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:

@@ -61,3 +61,10 @@ def test_two_processes_that_show_the_same_directories_agree(tmp_path: Path) -> N
     wanted = {path.name for path in source.iterdir()} | {"manifest.json"}
     for name in names:
         assert {path.name for path in (tmp_path / "public" / "releases" / name).iterdir()} == wanted
+
+
+def test_new_settings_name_the_port_for_published_files(tmp_path: Path) -> None:
+    settings = CoordinatorSettings(federation="test.concord", origin="test.concord/log")
+    home = coordinator_home.create(tmp_path / "home", settings)
+    assert "# files_port = " in home.settings_file.read_text()
+    assert home.settings() == settings

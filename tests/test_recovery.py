@@ -91,7 +91,7 @@ def test_a_home_that_is_older_than_what_a_witness_saw_does_not_serve(lost: Lost)
     assert refused.returncode == 1
     assert "serving" not in output
     assert "has cosigned 9 entries, this log has 4" in _said(errors)
-    assert "concord coordinator recover" in _said(errors)
+    assert "concord coordinator recover --from DIR" in _said(errors)
     assert len(_entries(lost.home)) == 4
 
 
@@ -155,7 +155,15 @@ def test_a_whole_home_is_rolled_forward_from_a_copy(lost: Lost) -> None:
     newest, copy = _entries(lost.home), lost.path / "copy"
     shutil.copytree(lost.home / "public", copy)
     lost.restore()
-    assert recover(lost.home, copy).missing == []
+    behind = concord("coordinator", "recover", "--home", lost.home)  # from its own files, which are as old
+    assert behind.returncode == 1
+    assert "nothing may be signed yet: " in _said(behind.stderr + behind.stdout)
+    assert "has cosigned 9 entries, this log has 4" in _said(behind.stderr + behind.stdout)
+    found = recover(lost.home, copy)
+    assert (found.missing, found.still_behind) == ([], None)
+    assert (found.without_certificate, found.with_certificate) == (["archive", "hospital"], [])
+    report = audit(lost.home / "public")  # as it is now, with what the log names shown
+    assert report.holds, report.findings[-1]
     before = _entries(lost.home)
     assert before == newest
     again = recover(lost.home, copy)

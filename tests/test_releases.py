@@ -66,3 +66,14 @@ def test_a_change_of_who_is_in_it_refuses_it_and_leaves_nothing(two: Federation,
     again = two.release()
     assert again.statement.release == "release-1"
     assert audit(two.public, root=two.coordinator.registry.root).holds
+
+
+def test_what_a_crash_left_without_an_entry_is_taken_back(two: Federation) -> None:
+    left = two.coordinator.home.work / "release-1"
+    left.mkdir(parents=True)
+    (left / "weights").write_bytes(b"of somebody who opted out since")
+    two.coordinator.publication.add_objects(left, ours=True)
+    assert "the log does not name it" in audit(two.public).findings[-1].found
+    two.release()
+    report = audit(two.public)
+    assert report.holds, report.findings[-1]

@@ -161,3 +161,17 @@ def test_files_wait_for_a_release_that_is_being_made(released: Federation) -> No
         assert (released.public / "releases" / "release-1").exists()
     withdrawal.carry_out(released.coordinator, in_background=False)
     assert not (released.public / "releases" / "release-1").exists()
+
+
+def test_a_withdrawn_release_s_directory_holds_nothing_else_while_it_is_there(
+    released: Federation, tmp_path: Path
+) -> None:
+    public, shown = tmp_path / "copy", "releases/release-1"
+    shutil.copytree(released.public / shown, tmp_path / "shown")
+    take_back(released.owner("archive"), within=timedelta(days=1))
+    withdrawal.carry_out(released.coordinator, in_background=False)
+    shutil.copytree(released.public, public)
+    shutil.copytree(tmp_path / "shown", public / shown)
+    assert audit(public).holds
+    (public / shown / "x").write_bytes(b"x")
+    assert f"{shown}/x is published but its manifest does not list it" in audit(public).findings[-1].found

@@ -59,6 +59,8 @@ class Verifier:
             MalformedError: it is not exactly that, the key id is another key's, or the key is unsafe.
         """
         try:
+            if line.count("+") < 2:
+                raise ValueError("it is not NAME+KEY ID+BASE64")
             name, _, encoded = line.split("+", 2)
             verifier = cls(name, b64decode(encoded, validate=True)[1:])
         except ValueError as error:
@@ -260,6 +262,8 @@ class Checkpoint:
             MalformedError: it is not exactly that.
         """
         try:
+            if text.count("\n") != 3:
+                raise ValueError("it is not three lines: origin, size and root hash")
             origin, size, root, _ = text.split("\n")
             checkpoint = cls(origin, int(size), b64decode(root, validate=True))
         except ValueError as error:
@@ -322,6 +326,8 @@ class Proof:
             raise TooLargeError(f"proof of {len(data)} bytes, at most {max_bytes} are read")
         head, _, checkpoint = data.partition(b"\n\n")
         try:
+            if b"\n" not in head:
+                raise ValueError("it does not begin with a line of its format and one of its index")
             _, index, *lines = head.decode().split("\n")
             hashes = tuple(b64decode(line, validate=True) for line in lines)
             proof = cls(int(index.removeprefix("index ")), hashes, checkpoint)
@@ -351,6 +357,8 @@ def _check_name(name: str) -> None:
 
 def _parse_signature(line: str) -> Signature:
     """One signature line; `Note.parse` sees to its being canonical."""
+    if line.count(" ") != 2:
+        raise ValueError("it does not end in signatures, a line each: \u2014 NAME BASE64")
     _, name, encoded = line.split(" ")
     data = b64decode(encoded, validate=True)
     return Signature(name, data[:4].hex(), data[4:])

@@ -296,4 +296,5 @@ def check_releasable(grant: Grant, *, release: str, line: str, base_digest: str,
         raise ConsentError(f"consent {consent.record_id} is for base {consent.expert.base_digest}, not {base_digest}")
     covered = consent.scope.line == line if isinstance(consent.scope, LineScope) else consent.scope.release == release
     if not covered:
-        raise ConsentError(f"consent {consent.record_id} does not cover {release} of line {line}: {consent.scope}")
+        allowed = f"line {consent.scope.line}" if isinstance(consent.scope, LineScope) else consent.scope.release
+        raise ConsentError(f"consent {consent.record_id} does not cover {release} of line {line}: it is for {allowed}")

@@ -55,6 +55,10 @@ class StepFailed(VerificationError):
         self.step = step
 
 
+class Unaccounted(StepFailed):
+    """Something is published that the log does not account for, or not yet."""
+
+
 def failed_at(step: int, error: Exception, *, of: str = "") -> StepFailed:
     """What `error` says, as a failure of this step where it is none yet; `of` says what it is about."""
     return error if isinstance(error, StepFailed) else StepFailed(step, f"{of}{error}")
