@@ -2,8 +2,10 @@
 
 `python -m benchmarks.method --preset smoke|cpu|gpu --sets 4|8 --data DIR`, or `--owners NAME NAME ...` instead of sets
 
-Stopped anywhere, it goes on where it was (`--work`). The result goes to `results/method-<preset>-<sets>.json`
-(and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on one line.
+Stopped anywhere, it goes on where it was (`--work`). `--brief` measures the main rows alone: the public model, the
+release without and with router training, owners' own models and dense experts. The result goes to
+`results/method-<preset>-<sets>.json` (and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on one
+line.
 """
 
 import argparse
@@ -164,13 +166,17 @@ class Study:
         self.add("release+rt", self.router_trained(experts))
         return experts, [world.base(), *alone.values()]
 
-    def other_systems(self, coordinated: Sequence[Path]) -> None:
-        """Everything a release is compared with, but training on all data."""
-        world = self.world
+    def dense_systems(self) -> list[Path]:
+        """The dense experts."""
         self.say("dense experts")
-        dense = world.dense()
-        for owner, path in zip(world.owners, dense, strict=True):
+        dense = self.world.dense()
+        for owner, path in zip(self.world.owners, dense, strict=True):
             self.add(f"dense: {owner}", path)
+        return dense
+
+    def other_systems(self, dense: Sequence[Path], coordinated: Sequence[Path]) -> None:
+        """Everything else a release is compared with, but training on all data."""
+        world = self.world
         self.say("soups, ensembles")
         for name, path in self.soups(dense).items():
             self.add(name, path)
@@ -365,21 +371,35 @@ class Study:
         return TextClassifier(texts, seed=self.world.seed)
 
 
-def study(world: Consortium, *, is_first: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """All figures of one seed; what takes longest is measured with the first seed alone."""
+def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """All figures of one seed, or the main rows; what takes longest is measured with the first seed alone."""
     it, owners = Study(world, say), world.owners
     everything = len(owners) <= 3
     experts, coordinated = it.own_systems()
-    it.other_systems(coordinated)
+    dense = it.dense_systems()
+    if brief:
+        return {**_of_table(it, owners), "opt_out": {}, "top_k": {}}
+    it.other_systems(dense, coordinated)
     if everything or is_first:
         it.all_data(1)
     if everything and is_first:
         it.all_data(2)
         it.ablations(experts)
     left = it.leaving(experts)
-    table, release = it.table, world.release(experts)
-    own = {owner: table[f"own: {owner}"] for owner in owners}
+    release = world.release(experts)
     ks = sorted({k for k in (1, 2, 3, 4, len(owners) + 1) if k <= len(owners) + 1})
+    return {
+        **_of_table(it, owners),
+        "opt_out": left,
+        "shares_per_layer": {name: world.score(release, name).shares_per_layer for name in it.domains},
+        "top_k": {str(k): {name: world.score(release, name, top_k=k).bits_per_byte for name in it.domains} for k in ks},
+    }
+
+
+def _of_table(it: Study, owners: Sequence[str]) -> dict[str, Any]:
+    """The table, and what follows from it."""
+    table = it.table
+    own = {owner: table[f"own: {owner}"] for owner in owners}
     return {
         "table": table,
         "cost": it.cost,
@@ -388,9 +408,6 @@ def study(world: Consortium, *, is_first: bool, say: Callable[[str], None]) -> d
         "share_of_dense_gain": {
             o: (table["public"][o] - own[o][o]) / (table["public"][o] - table[f"dense: {o}"][o]) for o in owners
         },
-        "opt_out": left,
-        "shares_per_layer": {name: world.score(release, name).shares_per_layer for name in it.domains},
-        "top_k": {str(k): {name: world.score(release, name, top_k=k).bits_per_byte for name in it.domains} for k in ks},
     }
 
 
@@ -455,6 +472,7 @@ def main() -> None:
     parser.add_argument("--owners", nargs="*", help="folders of the data directory, instead of a number of sets")
     parser.add_argument("--data", type=Path, required=True, help="one folder a domain, and `public`")
     parser.add_argument("--work", type=Path, help="where stages are kept (default: .work/method-<preset>-<sets>)")
+    parser.add_argument("--brief", action="store_true", help="the main rows alone")
     parser.add_argument("--seeds", type=int, nargs="*", help="instead of the preset's")
     arguments = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -463,6 +481,7 @@ def main() -> None:
     if len(owners) >= MANY:
         sizes = replace(sizes, **PRESETS_OF_MANY[arguments.preset])  # type: ignore[arg-type]
     work = arguments.work or Path(".work") / name
+    name += "-brief" if arguments.brief else ""
     stopwatch = Stopwatch(work)
     numbers = arguments.seeds or sizes.seeds
     seeds = {}
@@ -470,6 +489,7 @@ def main() -> None:
         seeds[str(seed)] = study(
             Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed),
             is_first=seed == numbers[0],
+            brief=arguments.brief,
             say=lambda what, seed=seed: print(f"seed {seed}: {what} ({stopwatch.lap():.0f} s)", flush=True),
         )
     result = {

@@ -7,17 +7,18 @@ from typing import Any
 
 
 def write(result: Mapping[str, Any], place: Path) -> None:
-    """Write `<place>.json`, `<place>.md` and `<place>.png`."""
+    """Write `<place>.json`, `<place>.md` and, of more than the main rows, `<place>.png`."""
     place.parent.mkdir(parents=True, exist_ok=True)
     place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     place.with_suffix(".md").write_text(markdown(result))
-    _pictures(result, place.with_suffix(".png"))
+    if result["opt_out"]:
+        _pictures(result, place.with_suffix(".png"))
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Bits per byte of every system, the mean over owners' domains first."""
     table = result["table"]
-    owners = list(result["opt_out"])
+    owners = list(result["share_of_dense_gain"])
     domains = list(table["public"])
     seeds = result["seeds"]
     lines = [
@@ -49,6 +50,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
     shares = result["share_of_dense_gain"]
     lines.append("| share of a dense expert's gain | " + " | ".join(f"{shares[o]:.3f}" for o in owners) + " | |")
+    if not result["opt_out"]:
+        return "\n".join(lines) + "\n"
     lines += ["", f"| without | {' | '.join(domains)} |", "|---|" + "---:|" * len(domains)]
     for owner, row in result["opt_out"].items():
         changes = (100 * (row[domain] / table["release"][domain] - 1) for domain in domains)
