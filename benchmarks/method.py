@@ -4,8 +4,8 @@
 
 Stopped anywhere, it goes on where it was (`--work`). `--brief` measures the main rows alone: the public model, the
 release without and with router training, owners' own models and dense experts. The result goes to
-`results/method-<preset>-<sets>.json` (and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on one
-line.
+`results/method-<preset>-<sets>.json` (and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on
+one line.
 """
 
 import argparse
