@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import method_report
-from benchmarks.consortium import MIXED, PUBLIC, UNSEEN, Consortium, Sizes, expert_steps_in_full_steps
+from benchmarks.consortium import MIXED, PUBLIC, UNSEEN, Consortium, expert_steps_in_full_steps
 from benchmarks.machine import describe
+from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY, SETS
 from common import data
 from common.data import Document
 from common.ensemble import document_losses, mixture_bits_per_byte, weigh
@@ -41,39 +42,6 @@ from coordinator.combine.upcycle import upcycle
 from owner_client import proxies
 from owner_client.proxies import Proxies, ProxyJob
 
-SETS: Final = {
-    4: ("math", "educational", "code"),
-    8: ("math", "educational", "code", "news", "creative", "academic", "legal"),
-}
-"""Owners besides the public set."""
-
-PRESETS: Final = {
-    "smoke": Sizes(
-        hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, vocab_size=512,
-        sequence_length=64, batch_size=8, pretrain_steps=60, pretrain_learning_rate=6e-3, expert_steps=30,
-        expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, router_steps=10,
-        router_learning_rate=1e-3,
-        evaluated_bytes=5_000, seeds=(0,),
-        num_proxies=4, train_bytes=100_000, min_accuracy=0.5, ablations=("not coordinated, negatives",),
-    ),
-    "cpu": Sizes(
-        hidden_size=128, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=512,
-        sequence_length=192, batch_size=8, pretrain_steps=2400, pretrain_learning_rate=5e-3, expert_steps=400,
-        expert_learning_rate=4e-3, dense_learning_rate=2e-3, tuning_steps=200, router_steps=200,
-        router_learning_rate=1e-2,
-        evaluated_bytes=100_000, seeds=(0, 1), top_k=3,
-        coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.3,
-    ),
-    "gpu": Sizes(
-        hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,
-        sequence_length=512, batch_size=64, pretrain_steps=1200, pretrain_learning_rate=1e-3, expert_steps=300,
-        expert_learning_rate=6e-4, dense_learning_rate=3e-4, tuning_steps=60, router_steps=60,
-        router_learning_rate=3e-3,
-        evaluated_bytes=380_000, seeds=(0,),
-        device="cuda", precision="bfloat16",
-    ),
-}  # fmt: skip
-
 _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 _TUNED_BYTES: Final = 20_000
@@ -84,46 +52,6 @@ _HELD_BYTES: Final = 30_000
 
 Row = dict[str, float]
 """Bits per byte by domain, `mixed` among them."""
-
-COORDINATED: Final[Mapping[str, object]] = {
-    "coordinated": True,
-    "negative_share": 0.125,
-    "public_anchor": 2.0,
-    "router_prior": 0.4,
-}
-"""The paper's training to coordinate, as the product does it. With three owners it costs each more than it saves; with
-seven it saves more (see the results)."""
-
-MANY: Final = 4
-"""From so many owners on, experts are trained to coordinate, and what tells owners apart decides: presets change."""
-
-PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
-    "smoke": COORDINATED,
-    "cpu": {
-        **COORDINATED,
-        "sequence_length": 768, "batch_size": 2, "short_sequence_length": 192, "pretrain_steps": 2600,
-        "long_steps": 600, "top_k": 4, "router_start": "logistic", "router_prior": 0.3, "router_sequences": 256,
-    },
-    "gpu": COORDINATED,
-}  # fmt: skip
-
-ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
-    "coordinated": COORDINATED,
-    "coordinated, no bias": {**COORDINATED, "bias": False},
-    "coordinated, rows: mean hidden states": {**COORDINATED, "router_start": "mean", "router_learning_rate": 1e-3},
-    "coordinated, rows: random": {**COORDINATED, "router_start": "random", "router_learning_rate": 1e-3},
-    "coordinated, rows trained": {**COORDINATED, "router_learning_rate": 1e-3},
-    "coordinated, no public anchor": {**COORDINATED, "public_anchor": 0.0},
-    "coordinated, no negatives, rows as the paper's": {
-        **COORDINATED,
-        "negative_share": 0.0,
-        "public_anchor": 0.0,
-        "router_start": "mean",
-        "router_learning_rate": 1e-3,
-    },
-    "coordinated, negatives that the public model has seen": {**COORDINATED, "public": PUBLIC},
-    "not coordinated, negatives": {**COORDINATED, "coordinated": False, "public_anchor": 0.0},
-}
 
 
 @dataclass

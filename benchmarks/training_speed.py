@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.consortium import Sizes
 from benchmarks.machine import describe
-from benchmarks.method import PRESETS
+from benchmarks.method_presets import PRESETS
 from common.data import Batch, MixtureState, PackedText, batches
 from common.loss import Loss, TensorBatch
 from common.model import hf, partition

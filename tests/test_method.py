@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from benchmarks.consortium import Consortium, active_parameters, expert_steps_in_full_steps
-from benchmarks.method import PRESETS, check_only_left, efficiency, mean_over
+from benchmarks.method import check_only_left, efficiency, mean_over
+from benchmarks.method_presets import PRESETS
 from benchmarks.method_report import markdown
 from common.errors import MalformedError
 from common.model import hf, partition
