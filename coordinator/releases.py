@@ -13,7 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from common.errors import ConcordError, ConflictError, ConsentError, NotFoundError, UnavailableError
+from common.errors import (
+    ConcordError,
+    ConflictError,
+    ConsentError,
+    MalformedError,
+    NotFoundError,
+    UnavailableError,
+)
 from common.files import exclusive
 from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
@@ -155,7 +162,11 @@ def _take_back(coordinator: Coordinator, staging: Path) -> None:
     """Remove what was published of the model in `staging` and the log does not name."""
     if not staging.is_dir():
         return
-    manifest, history = Manifest.of_directory(staging), coordinator.registry.head()
+    try:
+        manifest = Manifest.of_directory(staging)
+    except MalformedError:
+        return  # half assembled: a model is published once it is whole
+    history = coordinator.registry.head()
     published = {manifest.digest, *(entry.digest for entry in manifest.files.values())}
     logged = {release.statement.manifest_digest for release in history.releases.values()}
     coordinator.publication.remove(published - logged - needed_files(coordinator, history))
