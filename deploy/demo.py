@@ -353,7 +353,7 @@ def _figures(
         "sent_files": {owner: _sent(stage, owner) for owner in stage.owners},
         "held_bytes": {owner: _held(stage.text / owner) for owner in stage.owners},
         "releases": [str(made["directory"]) for made in releases],
-        "log": report.log_lines,
+        "log": list(report.log_lines),  # read now: without --keep its files are gone when this is printed
         "audit_steps": [f"{finding.step}. {finding.title}: {finding.found}" for finding in report.findings],
         "seconds_by_part": dict(seconds),
         "workdir": str(stage.plan.workdir),
