@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation import Federation, running_federation
+from tests.federation import THREE, Federation, running_federation
 
 
 @pytest.fixture
@@ -20,3 +20,11 @@ def consortium(federation: Federation) -> Federation:
     """A running consortium with a published base."""
     federation.publish_base()
     return federation
+
+
+@pytest.fixture
+def three(consortium: Federation) -> Federation:
+    """A base and three owners."""
+    for name in THREE:
+        consortium.enrol(name)
+    return consortium

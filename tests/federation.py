@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import grpc
 import torch
@@ -192,6 +193,10 @@ class Federation:
         """What is published, up to date."""
         self.coordinator.log.sign_head()
         return self.coordinator.home.public
+
+
+THREE: Final = ("archive", "hospital", "library")
+"""Owners, where three are needed."""
 
 
 @contextmanager

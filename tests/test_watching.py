@@ -1,6 +1,5 @@
 """An owner's daemon watches and cosigns from its start, whatever else it does."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,19 +15,7 @@ from common.trust.statements import ConsentRevoke, new_record_id
 from owner_client import egress
 from owner_client.daemon import run
 from owner_client.membership import cosign_checkpoint
-from tests.federation import Federation, Owner, running_federation
-
-NAMES = ("archive", "hospital", "library")
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> Iterator[Federation]:
-    """A base and three owners."""
-    with running_federation(tmp_path) as federation:
-        federation.publish_base()
-        for name in NAMES:
-            federation.enrol(name)
-        yield federation
+from tests.federation import THREE, Federation, Owner
 
 
 @dataclass
@@ -69,7 +56,7 @@ def _settings(owner: Owner, *lines: str) -> None:
 
 def test_owners_who_wait_for_each_other_to_cosign_all_consent(three: Federation) -> None:
     witnesses = [str(each) for each in three.coordinator.registry.head().witnesses]
-    owners = [three.owner(name) for name in NAMES]
+    owners = [three.owner(name) for name in THREE]
     for owner in owners:
         consent = ["[consent]", 'purposes = ["research"]', f'terms = "{owner.terms}"']
         _settings(owner, f"witnesses = {witnesses}", "quorum = 3", *consent)
@@ -79,7 +66,7 @@ def test_owners_who_wait_for_each_other_to_cosign_all_consent(three: Federation)
         for each in running:
             with pytest.raises(NotFoundError, match="data"):  # what comes after the consent: there is none to train on
                 each.result(90)
-    assert {grant.party for grant in three.coordinator.registry.head().grants.values()} == set(NAMES)
+    assert {grant.party for grant in three.coordinator.registry.head().grants.values()} == set(THREE)
 
 
 def test_a_daemon_that_is_contradicted_stops_whatever_it_does(three: Federation) -> None:

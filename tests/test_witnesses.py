@@ -1,7 +1,6 @@
 """Owners as witnesses: their daemons cosign what continues the log they know, and others ask for a quorum."""
 
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,19 +19,7 @@ from common.trust.verify import check_receipt
 from coordinator.file_server import FileServer
 from owner_client.membership import Membership, cosign_checkpoint
 from tests import commands
-from tests.federation import Federation, Owner, running_federation
-
-NAMES = ("archive", "hospital", "library")
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> Iterator[Federation]:
-    """A base and three owners."""
-    with running_federation(tmp_path) as federation:
-        federation.publish_base()
-        for name in NAMES:
-            federation.enrol(name)
-        yield federation
+from tests.federation import THREE, Federation, Owner
 
 
 def witness(owner: Owner) -> bool:
@@ -258,18 +245,18 @@ def test_witnesses_at_once_while_the_log_grows(three: Federation) -> None:
             witness(owner)
 
     done = Event()
-    with ThreadPoolExecutor(len(NAMES)) as pool:
-        following = [pool.submit(follow, three.owner(name)) for name in NAMES]
+    with ThreadPoolExecutor(len(THREE)) as pool:
+        following = [pool.submit(follow, three.owner(name)) for name in THREE]
         try:
-            for name in NAMES:
+            for name in THREE:
                 three.owner(name).consent()
         finally:
             done.set()
         for each in following:
             each.result()
-    for name in NAMES:
+    for name in THREE:
         witness(three.owner(name))
-    assert names(three) == sorted(NAMES)
+    assert names(three) == sorted(THREE)
     assert audit(three.public, quorum=3).holds
 
 
