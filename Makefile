@@ -1,6 +1,7 @@
 # `make demo` and `make test` need nothing but Python 3.11+ and pip; everything goes into .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 GENERATED := protos/*_pb2.py protos/*_pb2.pyi protos/*_pb2_grpc.py
@@ -11,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/concord demo $(ARGS)
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
