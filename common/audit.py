@@ -21,6 +21,7 @@ from common.trust.note import Checkpoint, Note
 from common.trust.quorum import MOST_BEHIND, find_quorum, parse_cosigned
 from common.trust.receipts import GRACE, Receipt, hasten, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
 from common.trust.root import TrustedRoot
+from common.trust.signature_pool import SignatureChecks
 from common.trust.state import Release
 from common.trust.statements import Statement, parse_note, parse_time
 from common.trust.tiles import CHECKPOINT_NAME, COSIGNED_NAME, LogEntries
@@ -31,9 +32,10 @@ from common.trust.verify import (
     Unaccounted,
     check_checkpoint,
     check_entries,
-    check_history,
     check_revocations,
+    checking_signatures,
     failed_at,
+    fold_history,
 )
 
 _HINT: Final = "this is not a coordinator's public directory, or not a whole copy of one"
@@ -178,11 +180,13 @@ def _audit_once(
     report = Report()
     try:
         seen = None if last_seen is None else _seen(root, last_seen, witnesses, quorum)
-        _check_log(public, root, seen, report, now, was_audited=was_audited)
-        _check_quorum(report, quorum, witnesses, now)
-        _check_receipts(report, receipts, witnesses, now)
-        if not log_alone:
-            _check_models(public, report, now)
+        checked = seen.checkpoint.size if seen is not None and was_audited else 0
+        with checking_signatures(checked=checked) as signatures:
+            _check_log(public, root, seen, report, now, signatures)
+            _check_quorum(report, quorum, witnesses, now)
+            _check_receipts(report, receipts, witnesses, now)
+            if not log_alone:
+                _check_models(public, report, now)
     except StepFailed as error:
         # Who witnesses are is known once the log is replayed: nothing is said of what comes after the step.
         report.findings = [finding for finding in report.findings if finding.step < error.step]
@@ -192,7 +196,7 @@ def _audit_once(
 
 
 def _check_log(
-    public: Path, root: TrustedRoot, seen: Seen | None, report: Report, now: datetime, *, was_audited: bool
+    public: Path, root: TrustedRoot, seen: Seen | None, report: Report, now: datetime, signatures: SignatureChecks
 ) -> None:
     """Steps 1 to 6."""
     found = report.found
@@ -212,10 +216,9 @@ def _check_log(
         raise failed_at(3, error) from error
     found(2, "nothing was seen before" if earlier is None else f"from {earlier.size} to {head.size} entries")
     found(3, f"root hash {head.root.hex()}")
-    checked = earlier.size if earlier is not None and was_audited else 0
-    history = check_history(root, entries, checked=checked, at=now, seen=seen)
+    history = fold_history(root, entries, signatures=signatures, at=now, seen=seen)
     report.history, report.entries = history, entries
-    before = f", {checked} of them audited before" if checked else ""
+    before = f", {signatures.checked} of them audited before" if signatures.checked else ""
     found(4, f"{history.size} statements of {len(history.parties)} parties{before}")
     report.releases = {name: _owners(history, release) for name, release in history.releases.items()}
     found(5, _released(report.releases))

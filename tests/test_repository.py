@@ -50,7 +50,7 @@ ONLY_IN = {
     "nacl": r"common\.trust\.note",
     "cryptography": r"common\.trust\.(note|pki)",
 }
-TRUST_MAY_IMPORT = {"cryptography", "nacl", "orjson", "pydantic", "rfc8785", "typer"}
+TRUST_MAY_IMPORT = {"cryptography", "nacl", "orjson", "pydantic", "pydantic_core", "rfc8785", "typer"}
 """What an auditor installs; beside it, `typer` alone draws the command."""
 
 

@@ -1,5 +1,6 @@
 """What an expert is, on both sides of the wire: one file of exactly these tensors, all of them finite. No torch."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,12 @@ _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16"}
 
 def read_config(base: Path) -> ModelConfig:
     """The model config of a base directory."""
-    return ModelConfig.parse(read_required(base / CONFIG_NAME, hint="this directory holds no model"))
+    return _config(read_required(base / CONFIG_NAME, hint="this directory holds no model"))
+
+
+@lru_cache(64)  # an audit asks for the same few of them again for every expert of every release
+def _config(data: bytes) -> ModelConfig:
+    return ModelConfig.parse(data)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import singledispatch
+from functools import cache, singledispatch
 from typing import Final
 
 from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotPermittedError
@@ -110,7 +110,7 @@ class History:
             )
         if self.has_record(statement.record_id):
             raise ConflictError(f"record {statement.record_id} is in the log already")
-        check(statement, self)
+        _rule(type(statement))(statement, self)
         return statement
 
     def has_record(self, record_id: str) -> bool:
@@ -148,11 +148,12 @@ class History:
 
     def take(self, statement: Statement) -> None:
         """Take a statement as the next one that `check` found to be allowed, with nothing taken since."""
-        _apply(statement, self)
+        _effect(type(statement))(statement, self)
         party = self.parties[statement.party]
         self.parties[statement.party] = party.after(statement)
         self.records.add(statement.record_id)
-        self.latest = max(self.latest, parse_time(statement.issued_at))
+        if (issued_at := parse_time(statement.issued_at)) > self.latest:
+            self.latest = issued_at
         self.size += 1
 
     def seen(self, at: datetime) -> None:
@@ -256,6 +257,18 @@ def _(statement: ReleasePublish, history: History) -> None:
 def _(statement: ReleaseWithdraw, history: History) -> None:
     history.releases[statement.release] = replace(history.releases[statement.release], withdrawn_index=history.size)
     history.withdrawals[history.size] = statement
+
+
+@cache  # singledispatch looks each time through weak references, for every entry of a log
+def _rule(kind: type[Statement]) -> Callable[[Statement, History], None]:
+    """The rule for statements of a kind."""
+    return check.dispatch(kind)
+
+
+@cache
+def _effect(kind: type[Statement]) -> Callable[[Statement, History], None]:
+    """What statements of a kind change."""
+    return _apply.dispatch(kind)
 
 
 def withdrawals_due(history: History) -> list[tuple[Release, int]]:

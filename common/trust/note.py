@@ -8,6 +8,7 @@ which one of our keys signed twice is refused. Hashing is in `merkle.py`; what s
 
 import re
 from base64 import b64decode, b64encode
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -46,10 +47,13 @@ class Verifier:
 
     name: str
     public_key: bytes
+    key_id: str = field(init=False, repr=False, compare=False)
+    """The 32-bit key id as 8 hex digits: a hint at which key signed, never a proof of it."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_public_key(self.public_key)
+        object.__setattr__(self, "key_id", _key_id(self.name, self.public_key))  # frozen; asked of every signature
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -71,11 +75,6 @@ class Verifier:
 
     def __str__(self) -> str:
         return f"{self.name}+{self.key_id}+{_encode_base64(_ED25519_TYPE + self.public_key)}"
-
-    @property
-    def key_id(self) -> str:
-        """The 32-bit key id as 8 hex digits: a hint at which key signed, never a proof of it."""
-        return _key_id(self.name, self.public_key)
 
     def verify(self, text: str, data: bytes) -> None:
         """Check that `data` is this key's Ed25519 signature over `text`.
@@ -185,11 +184,12 @@ class Note:
         if len(data) > max_bytes:
             raise TooLargeError(f"note of {len(data)} bytes, at most {max_bytes} are read")
         try:
-            text, _, lines = data.decode().rpartition("\n\n")
-            note = cls(text + "\n", tuple(_parse_signature(line) for line in lines[:-1].split("\n")))
+            text, blank, lines = data.decode().rpartition("\n\n")
+            note = cls(text + "\n", tuple([_parse_signature(line) for line in lines[:-1].split("\n")]))
         except ValueError as error:
             raise MalformedError(f"note {data[:80]!r}: {error}") from error
-        if bytes(note) != data:
+        # Each line is spelt as it would be again, and the rest is what was cut apart: nothing else can differ.
+        if not blank or not data.endswith(b"\n"):
             raise MalformedError(f"note {data[:80]!r} is not canonical")
         return note
 
@@ -343,11 +343,11 @@ class Proof:
         return "\n".join(lines).encode() + b"\n\n" + self.checkpoint
 
 
-@lru_cache(_REMEMBERED)
 def _key_id(name: str, public_key: bytes) -> str:
     return sha256(name.encode() + b"\n" + _ED25519_TYPE + public_key).hexdigest()[:8]
 
 
+@lru_cache(_REMEMBERED)  # the same few parties sign again and again
 def _check_name(name: str) -> None:
     """A key name has no Unicode spaces, no plus and, to be writable in a note, no control characters."""
     name.encode()  # a lone surrogate is a ValueError
@@ -356,11 +356,13 @@ def _check_name(name: str) -> None:
 
 
 def _parse_signature(line: str) -> Signature:
-    """One signature line; `Note.parse` sees to its being canonical."""
+    """One signature line, spelt as `str` of it is."""
     if line.count(" ") != 2:
         raise ValueError("it does not end in signatures, a line each: \u2014 NAME BASE64")
-    _, name, encoded = line.split(" ")
-    data = b64decode(encoded, validate=True)
+    prefix, name, encoded = line.split(" ")
+    data = a2b_base64(encoded, strict_mode=True)
+    if prefix != _PREFIX or b2a_base64(data, newline=False).decode() != encoded:
+        raise ValueError(f"signature line {line[:80]!r} is not canonical")
     return Signature(name, data[:4].hex(), data[4:])
 
 

@@ -1,4 +1,4 @@
-"""Signatures checked by all cores while the log is folded: what costs most of an audit, and needs no order.
+"""Signatures checked by all cores while the audit goes on: what costs most of it, and needs no order.
 
 The fold takes a signature on trust and goes on; who it has to be by is decided there. The audit ends when every one was
 checked, and fails at the first entry whose signature does not hold. A log with few entries is checked as it is folded.
@@ -14,7 +14,7 @@ from typing import Final, Self
 from common.trust.note import Note, Verifier, signature_holds
 
 _BATCH: Final = 2048
-_AHEAD: Final = 8
+_AHEAD: Final = 24
 """Batches that wait, at most: the fold must not run away from the checks, for memory."""
 
 _Check = tuple[int, str, bytes, bytes, bytes]
@@ -29,7 +29,7 @@ class SignatureChecks:
 
     def __init__(self, *, workers: int | None = None, checked: int = 0) -> None:
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._index, self._checked = 0, checked
+        self._index, self.checked = 0, checked
         self._batch: list[_Check] = []
         self._running: deque[Future[tuple[int, str] | None]] = deque()
         self._pool: ProcessPoolExecutor | None = None
@@ -49,7 +49,7 @@ class SignatureChecks:
 
     def verify(self, note: Note, verifiers: Sequence[Verifier]) -> None:
         """Ask that every one of `verifiers` signed `note`."""
-        if self._index < self._checked:
+        if self._index < self.checked:
             return
         for verifier in verifiers:
             check = verifier.name, verifier.public_key, note.text.encode(), note.signature_by(verifier)

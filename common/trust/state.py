@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 from common.trust.cosignature import Witness
 from common.trust.manifest import FileEntry
@@ -32,7 +33,10 @@ class Party:
 
     def verifier(self, key_id: str) -> Verifier | None:
         """The key with this id, while it signs for the party."""
-        return next((verifier for verifier in self.verifiers if verifier.key_id == key_id), None)
+        for verifier in self.verifiers:
+            if verifier.key_id == key_id:
+                return verifier
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,18 @@ class RecordIds:
 
     def __contains__(self, record_id: str) -> bool:
         high, low = _halves(record_id)
+        if not self._high or high > self._high[-1]:  # as nearly always: it is younger than all that are here
+            return False
         at, end = self._place(high, low)
         return at < end and self._low[at] == low
 
     def add(self, record_id: str) -> None:
         """Take in an id that is not in it."""
         high, low = _halves(record_id)
+        if not self._high or high > self._high[-1]:
+            self._high.append(high)
+            self._low.append(low)
+            return
         at, _ = self._place(high, low)
         self._high.insert(at, high)
         self._low.insert(at, low)
@@ -80,6 +90,7 @@ class RecordIds:
         return bisect_left(self._low, low, start, end), end
 
 
+@lru_cache(8)  # asked for, and then taken in
 def _halves(record_id: str) -> tuple[int, int]:
     number = int(record_id.replace("-", ""), 16)
     return number >> 64, number & 0xFFFF_FFFF_FFFF_FFFF

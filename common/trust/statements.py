@@ -9,15 +9,17 @@ Fields follow ISO/IEC TS 27560 consent records and W3C DPV in substance (purpose
 
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import core_schema
 
 from common.errors import MalformedError
 from common.trust import strict_json
-from common.trust.manifest import FileEntry, Manifest, check_digest, check_file_name, digest_of
+from common.trust.manifest import FileEntry, Manifest, check_file_name, digest_of
 from common.trust.note import Note, SigningKey, sign
 
 MAX_STATEMENT_BYTES: Final = 16 * 1024
@@ -30,7 +32,8 @@ _REMEMBERED: Final = 4096
 _ONE_LINE: Final = r"[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{1,1024}"
 """Nothing that ends a line, moves a cursor or turns the order of letters: people read this."""
 _TIME: Final = re.compile(r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_RECORD_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_RECORD_ID: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+_SPELLING: Final = "spelling"
 
 
 def format_time(moment: datetime) -> str:
@@ -66,16 +69,31 @@ def _matches(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+@dataclass(frozen=True, slots=True)
+class _Spelt:
+    """A pattern that pydantic's core checks by itself: digests and ids are new in every entry of a log."""
+
+    pattern: str
+    wanted: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.custom_error_schema(
+            core_schema.str_schema(pattern=f"^(?:{self.pattern})$", strict=True),
+            custom_error_type=_SPELLING,
+            custom_error_message=f"expected {self.wanted}",
+        )
+
+
 def _check_time(text: str) -> str:
     parse_time(text)
     return text
 
 
-Digest = Annotated[str, AfterValidator(check_digest)]
+Digest = Annotated[str, _Spelt(r"sha256:[0-9a-f]{64}", "a digest (sha256: and 64 hex digits)")]
 Time = Annotated[str, AfterValidator(_check_time)]
 PartyId = Annotated[str, _matches(r"[a-z][a-z0-9-]{0,62}", "a party id (small letters, digits and '-')")]
 KeyId = Annotated[str, _matches(r"[0-9a-f]{8}", "a key id (8 hex digits)")]
-RecordId = Annotated[str, _matches(_RECORD_ID.pattern, "a record id (UUID version 7)")]
+RecordId = Annotated[str, _Spelt(_RECORD_ID, "a record id (UUID version 7)")]
 Name = Annotated[str, _matches(r"[a-z0-9][a-z0-9._-]{0,63}", "a name (small letters, digits, '.', '_' and '-')")]
 Line = Annotated[str, _matches(_ONE_LINE, "one line of text, up to 1024 characters")]
 FileName = Annotated[str, AfterValidator(check_file_name)]
@@ -342,7 +360,8 @@ def parse(text: str) -> Statement:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    found = f"{str(problem['input'])[:80]!r} where " if problem["type"] == _SPELLING else ""
+    return f"{'.'.join(map(str, problem['loc']))}: {found}{problem['msg']}"
 
 
 def parse_note(data: bytes) -> tuple[Note, Statement]:

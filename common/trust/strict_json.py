@@ -51,7 +51,6 @@ def _finite(text: str) -> float:
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_safe_integer, parse_float=_finite
 )
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
 
 
 def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
@@ -61,13 +60,32 @@ def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
         MalformedError: not UTF-8, not JSON, a duplicate key, half a surrogate pair, NaN, infinity or a number as large,
             or an integer of 2^53 or more.
     """
+    if (value := _compact(data)) is not None:
+        return value
     try:
-        value: JsonValue = _DECODER.decode(data.decode("utf-8"))
+        value = _DECODER.decode(data.decode("utf-8"))
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # an escape may name half a character: that is no text
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"{what}: {error}") from error
     return value
+
+
+def _compact(data: bytes) -> JsonValue:
+    """The object in `data` where it is compact JSON without anything that `loads` would have to look at twice; or None.
+
+    What orjson writes for what it read is what it read: no key was there twice.
+    """
+    compact = data.rstrip(b" ")
+    if not (compact.startswith(b"{") and compact.isascii()) or _may_have_fractions(compact):
+        return None
+    try:
+        value: JsonValue = orjson.loads(compact)
+        if orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER) == compact:
+            return value
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass  # the strict way says what is wrong
+    return None
 
 
 _FRACTION_OF_KEY: Final = re.compile(rb'":-?[0-9]+[.eE]')
@@ -106,11 +124,15 @@ def load_object(data: bytes, *, what: str = "JSON") -> dict[str, JsonValue]:
 def canonical(value: object) -> bytes:
     """RFC 8785 bytes of a JSON value; `ValueError` for what has no such form.
 
-    In ASCII and without fractions the standard library's encoder spells every value as RFC 8785 does, several times
-    faster; what differs from that is spelled out in full.
+    In ASCII and without fractions orjson spells every value as RFC 8785 does, many times faster; what differs from that
+    is spelled out in full.
     """
-    if _is_plain(value) and (text := _ENCODER.encode(value)).isascii():
-        return text.encode()
+    if _is_plain(value):
+        try:
+            if (data := orjson.dumps(value, option=_SAME_SPELLING)).isascii():
+                return data
+        except orjson.JSONEncodeError:
+            pass  # such as half a character: the long way says what is wrong
     try:
         return bytes(rfc8785.dumps(value))  # type: ignore[arg-type]
     except rfc8785.CanonicalizationError as error:

@@ -16,7 +16,8 @@
 Steps 7 and 8 read files and are in `common/audit_files.py`; a single receipt is steps 1 to 3 for one entry.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -142,38 +143,63 @@ def check_history(
     root: TrustedRoot,
     entries: Iterable[bytes],
     *,
-    checked: int = 0,
     at: datetime | None = None,
     seen: Seen | None = None,
 ) -> History:
-    """Steps 4 and 5: fold every entry with the registry's own rules.
+    """Steps 4 and 5: `fold_history`, and every signature holds."""
+    with checking_signatures() as signatures:
+        return fold_history(root, entries, signatures=signatures, at=at, seen=seen)
 
-    The signatures of the first `checked` entries are not checked again: an audit of them held, and step 2 says that
-    they are the same. No entry may be dated later than `at`, the auditor's clock, nor may the coordinator's after what
-    was `seen` be dated before that.
+
+@contextmanager
+def checking_signatures(*, checked: int = 0) -> Iterator[SignatureChecks]:
+    """Signatures are checked while the block runs, and all were when it ends; one that does not hold fails step 4, and
+    not what the block found after it.
+
+    Those of the first `checked` entries are not checked again: an audit of them held, and step 2 says that they are the
+    same.
     """
-    refused: StepFailed | None = None
+    with SignatureChecks(checked=checked) as signatures:
+        try:
+            yield signatures
+        except StepFailed:
+            _all_hold(signatures)
+            raise
+        _all_hold(signatures)
+
+
+def _all_hold(signatures: SignatureChecks) -> None:
+    signatures.finish()
+    if signatures.failed is not None:
+        raise StepFailed(4, "entry {}: {}".format(*signatures.failed))
+
+
+def fold_history(
+    root: TrustedRoot,
+    entries: Iterable[bytes],
+    *,
+    signatures: SignatureChecks,
+    at: datetime | None = None,
+    seen: Seen | None = None,
+) -> History:
+    """Steps 4 and 5 but for the signatures, which are checked meanwhile: fold every entry with the registry's rules.
+
+    No entry may be dated later than `at`, the auditor's clock, nor may the coordinator's after what was `seen` be dated
+    before that.
+    """
     latest = _NEVER if at is None else at + CLOCKS_DIFFER
     seen_size = -1 if seen is None else seen.checkpoint.size
-    with SignatureChecks(checked=checked) as signatures:
-        history = History(root, verify=signatures.verify)
-        for index, entry in enumerate(entries):
-            signatures.of_entry(index)
-            if index == seen_size and seen is not None and (cosigned_at := seen.at(history)) is not None:
-                history.seen(min(cosigned_at, latest - CLOCKS_DIFFER))
-            try:
-                statement = history.append(entry)
-            except ConcordError as error:
-                refused = StepFailed(5 if entry.startswith(_RELEASE_LINE) else 4, f"entry {index}: {error}")
-                break
-            if history.latest > latest:
-                refused = StepFailed(4, f"entry {index} is dated {statement.issued_at}, which is yet to come")
-                break
-        signatures.finish()
-    if signatures.failed is not None:  # asked for before what was refused
-        raise StepFailed(4, "entry {}: {}".format(*signatures.failed))
-    if refused is not None:
-        raise refused
+    history = History(root, verify=signatures.verify)
+    for index, entry in enumerate(entries):
+        signatures.of_entry(index)
+        if index == seen_size and seen is not None and (cosigned_at := seen.at(history)) is not None:
+            history.seen(min(cosigned_at, latest - CLOCKS_DIFFER))
+        try:
+            statement = history.append(entry)
+        except ConcordError as error:
+            raise StepFailed(5 if entry.startswith(_RELEASE_LINE) else 4, f"entry {index}: {error}") from error
+        if history.latest > latest:
+            raise StepFailed(4, f"entry {index} is dated {statement.issued_at}, which is yet to come")
     return replace(history, verify=History(root).verify)
 
 

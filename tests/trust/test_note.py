@@ -318,6 +318,7 @@ BAD_NOTES = {
     "no signatures": TEXT + b"\n",
     "no empty line": TEXT + LINE,
     "no text": b"\n" + LINE,
+    "signatures alone": LINE,
     "no final newline": (TEXT + b"\n" + LINE)[:-1],
     "trailing newline": TEXT + b"\n" + LINE + b"\n",
     "trailing bytes": TEXT + b"\n" + LINE + b"x",
