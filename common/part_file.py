@@ -49,12 +49,18 @@ class PartFile:
         """Whether every byte is committed."""
         return self.committed == self._entry.size
 
-    def append(self, data: bytes) -> None:
-        """Write the next bytes; they are committed a little later."""
+    def digest_with(self, data: bytes | memoryview) -> ResumableSha256:
+        """The digest of all that is here and `data`, which is not written."""
+        digest = self._digest.copy()
+        digest.update(data)
+        return digest
+
+    def append(self, data: bytes | memoryview, *, digest: ResumableSha256 | None = None) -> None:
+        """Write the next bytes; they are committed a little later. `digest` is what `digest_with` said of them."""
         written = 0
         while written < len(data):
             written += os.pwrite(self._descriptor, memoryview(data)[written:], self.position + written)
-        self._digest.update(data)
+        self._digest = digest or self.digest_with(data)
         self.position += len(data)
         self._take()
         due = self.position - self.committed >= self._commit_bytes or self.position == self._entry.size

@@ -46,26 +46,46 @@ class ResumableSha256:
         resumed._context = _Context.from_buffer_copy(state)
         return resumed
 
-    def update(self, data: bytes) -> None:
+    def copy(self) -> "ResumableSha256":
+        """Another one that has taken in the same bytes."""
+        other = ResumableSha256()
+        other._plain = None if self._plain is None else self._plain.copy()
+        other._context = _Context.from_buffer_copy(self._context)
+        return other
+
+    def update(self, data: bytes | memoryview) -> None:
         """Take in the next bytes; other threads run meanwhile."""
         if _library is None:
             assert self._plain is not None, "made without a library"
             self._plain.update(data)
         else:
-            _library.SHA256_Update(ctypes.byref(self._context), data, len(data))
+            _library.SHA256_Update(ctypes.byref(self._context), _address(data), len(data))
 
     def state(self) -> bytes | None:
         """What `resume` goes on from; None where this machine cannot say."""
         return None if _library is None else bytes(self._context)
 
-    def hexdigest(self) -> str:
-        """The digest of all bytes so far; more may follow."""
+    def digest(self) -> bytes:
+        """The digest of all bytes so far, 32 bytes; more may follow."""
         if _library is None:
             assert self._plain is not None, "made without a library"
-            return self._plain.hexdigest()
+            return self._plain.digest()
         final, digest = _Context.from_buffer_copy(self._context), ctypes.create_string_buffer(32)
         _library.SHA256_Final(digest, ctypes.byref(final))
-        return digest.raw.hex()
+        return digest.raw
+
+    def hexdigest(self) -> str:
+        """The same as 64 hex digits."""
+        return self.digest().hex()
+
+
+def _address(data: bytes | memoryview) -> object:
+    """Where the bytes are, for C: a part of a message is hashed where it lies."""
+    if isinstance(data, bytes):
+        return data
+    import numpy as np  # loaded by whoever moves experts; an audit hashes bytes
+
+    return ctypes.c_void_p(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
 
 
 def _load() -> Any | None:
@@ -74,7 +94,7 @@ def _load() -> Any | None:
         import _hashlib
 
         library = ctypes.CDLL(_hashlib.__file__)
-        library.SHA256_Update.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+        library.SHA256_Update.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
         library.SHA256_Init.argtypes = [ctypes.c_void_p]
         library.SHA256_Final.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     except (ImportError, OSError, AttributeError, TypeError):

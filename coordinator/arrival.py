@@ -1,30 +1,22 @@
-"""Streams of chunks into an upload's files: which stream may write, and each chunk checked before it is written."""
+"""Streams of chunks into an upload's files: which stream may write, and each chunk checked before it is written.
 
-import hashlib
+A chunk comes with the digest of the file up to its end. So one pass over the bytes says that this chunk is whole and,
+after the last one, that the file is.
+"""
+
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
 from common.errors import ConflictError, MalformedError, TooLargeError, UnavailableError, VerificationError
 from common.model.arriving import ArrivingExpert
 from common.part_file import PartFile
+from common.rpc.chunk_message import ChunkMessage
 from common.rpc.transfer import ChunkPlan
 
 _TURN_TIMEOUT_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedChunk:
-    """A chunk as it came: `sha256` is what the sender says of `data`."""
-
-    upload_id: str
-    file: str
-    index: int
-    data: bytes
-    sha256: bytes
 
 
 class Stream:
@@ -103,7 +95,7 @@ class Arrival:
     def __init__(self, part: PartFile | None, expert: ArrivingExpert | None, plan: ChunkPlan) -> None:
         self._part, self._expert, self._plan = part, expert, plan
 
-    def put(self, chunk: ReceivedChunk) -> bool:
+    def put(self, chunk: ChunkMessage) -> bool:
         """Take a chunk; whether more is on disk than before."""
         if self._part is None or self._expert is None:
             return False
@@ -118,14 +110,15 @@ class Arrival:
             raise TooLargeError(f"more bytes than announced: {error}") from error
         if len(chunk.data) != length:
             raise MalformedError(f"chunk {chunk.index} has {len(chunk.data)} bytes, not {length}")
-        if hashlib.sha256(chunk.data).digest() != chunk.sha256:
+        digest = self._part.digest_with(chunk.data)
+        if digest.digest() != chunk.sha256:
             raise VerificationError(f"chunk {chunk.index} was damaged on the way; send it again")
         try:
             self._expert.feed(chunk.data)
         except MalformedError as error:
             raise RefusedBytesError(str(error)) from error
         before = self._part.committed
-        self._part.append(chunk.data)
+        self._part.append(chunk.data, digest=digest)
         sys.audit("concord.point", "chunk stored")
         return self._part.committed > before
 

@@ -31,10 +31,11 @@ from common.model.arriving import ArrivingExpert
 from common.model.config import ModelConfig
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_expert, largest_size
 from common.part_file import PartFile
+from common.rpc.chunk_message import ChunkMessage
 from common.rpc.transfer import ChunkPlan
 from common.trust.manifest import FileEntry
 from common.trust.statements import ConsentGrant, ExpertContribute, Statement, parse_note
-from coordinator.arrival import Arrival, ReceivedChunk, RefusedBytesError, Stream, Turn
+from coordinator.arrival import Arrival, RefusedBytesError, Stream, Turn
 from coordinator.publication import Publication
 from coordinator.registry import Registry
 
@@ -91,7 +92,7 @@ class Intake:
             write_atomic(directory / _NOTE_NAME, note)
         return statement.record_id, self._progress(statement)
 
-    def put(self, chunks: Iterable[ReceivedChunk], *, caller: str) -> Iterator[list[FileProgress]]:
+    def put(self, chunks: Iterable[ChunkMessage], *, caller: str) -> Iterator[list[FileProgress]]:
         """Store chunks; yields what is on disk whenever more is, at last when all is.
 
         Raises:
@@ -124,7 +125,7 @@ class Intake:
             if statement is not None:
                 turn.end(stream)
 
-    def _store(self, statement: ExpertContribute, chunk: ReceivedChunk, stream: "Stream") -> bool:
+    def _store(self, statement: ExpertContribute, chunk: ChunkMessage, stream: "Stream") -> bool:
         """Take one chunk; whether more is on disk than before."""
         try:
             if chunk.file not in stream.arrivals:

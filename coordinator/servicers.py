@@ -7,10 +7,10 @@ import grpc
 
 from common.errors import MalformedError
 from common.rpc.channel import caller
+from common.rpc.chunk_message import ChunkMessage, parse_chunk
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.certificate_request import is_certificate_request
 from common.trust.statements import ConsentRevoke, parse_note
-from coordinator.arrival import ReceivedChunk
 from coordinator.enrolment import Enrolment
 from coordinator.home import Coordinator
 from coordinator.intake import FileProgress, Intake
@@ -112,20 +112,20 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         return transfer_pb2.OpenUploadReply(upload_id=upload_id, chunk_bytes=CHUNK_BYTES, files=_progress(files))
 
     def PutChunks(
-        self, request_iterator: Iterator[transfer_pb2.Chunk], context: grpc.ServicerContext
+        self, request_iterator: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.PutChunksReply]:
         party = caller()  # asked now: what follows runs when replies are asked for
         return self._put(party, request_iterator, context)
 
     def _put(
-        self, party: str, chunks: Iterator[transfer_pb2.Chunk], context: grpc.ServicerContext
+        self, party: str, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.PutChunksReply]:
         with self._streams.stream(party, end=context.cancel) as moved:
 
-            def received() -> Iterator[ReceivedChunk]:
-                for chunk in chunks:
+            def received() -> Iterator[ChunkMessage]:
+                for message in messages:
                     moved()
-                    yield ReceivedChunk(chunk.upload_id, chunk.file, chunk.index, chunk.data, chunk.sha256)
+                    yield parse_chunk(message)
 
             for progress in self._intake.put(received(), caller=party):
                 yield transfer_pb2.PutChunksReply(files=_progress(progress))

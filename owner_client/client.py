@@ -15,7 +15,8 @@ from typing import Final, Self, TypeVar
 from common.errors import ConcordError, MalformedError, UnavailableError, VerificationError
 from common.files import full_disk_is_unavailable
 from common.part_file import PartFile, state_path
-from common.rpc.channel import call, open_channel, stream
+from common.rpc.channel import PUT_CHUNKS, call, open_channel, stream
+from common.rpc.chunk_message import ChunkMessage
 from common.rpc.identity import TlsIdentity
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
 from common.trust.cosignature import Witness, cosigned
@@ -94,6 +95,9 @@ class Client:
         self._enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
         self._registry = registry_pb2_grpc.RegistryStub(self._channel)
         self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
+        self._put_chunks = self._channel.stream_stream(
+            PUT_CHUNKS, response_deserializer=transfer_pb2.PutChunksReply.FromString
+        )
         self._root = root
         self._pins = pins
         self._retry = retry
@@ -256,7 +260,7 @@ class Client:
         plan = ChunkPlan(entry.size)
         sending = _Sending(outbound, opened.upload_id, missing_chunks(plan, received=received), self._pace)
         if sending.missing:
-            with closing(stream(self._transfer.PutChunks, sending)) as replies:
+            with closing(stream(self._put_chunks, sending)) as replies:
                 for reply in replies:
                     received = next(file.received_chunks for file in reply.files if file.digest == entry.digest)
                     on_bytes(min(received * CHUNK_BYTES, entry.size), entry.size)
@@ -283,20 +287,17 @@ class _Sending:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> transfer_pb2.Chunk:
+    def __next__(self) -> bytes:
         index = next(self._indices)
         if self._failure is not None or not self._pace.is_open:
             raise StopIteration
         try:
-            data = self._outbound.read_chunk(index)
+            data, digest = self._outbound.read_chunk(index)
         except (ConcordError, OSError) as error:
             self._failure = error
             raise StopIteration from error
         self._pace.spend(len(data))
-        plan = self._outbound.plan
-        return transfer_pb2.Chunk(
-            upload_id=self._upload_id, file=plan.entry.digest, index=index, data=data, sha256=plan.chunk_digests[index]
-        )
+        return ChunkMessage(self._upload_id, self._outbound.plan.entry.digest, index, data, digest).format()
 
     def raise_failure(self) -> None:
         """Raise what ended the stream early, if anything of ours did."""

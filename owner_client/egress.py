@@ -1,11 +1,10 @@
 """Egress: the one place that makes what may leave this building.
 
 An expert leaves as one file of exactly the tensors that an expert of its base has: names, shapes, dtypes, all finite.
-The check remembers the digest of every chunk, and only chunks with these digests are ever sent. Statements and
-certificate requests leave too; everything that leaves is first written to the ledger.
+The check remembers the file's digest at the end of every chunk, and only bytes that lead from one to the next are ever
+sent. Statements and certificate requests leave too; everything that leaves is first written to the ledger.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from common.files import taking_turns
 from common.model import checkpoint
 from common.model.expert import EXPERT_NAME, check_expert, expected_tensors, read_config
 from common.model.partition import TensorSpec
+from common.resumable_sha256 import ResumableSha256
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan
 from common.trust.manifest import FileEntry
 from common.trust.statements import ContributedFile, ExpertContribute, format_time
@@ -30,12 +30,15 @@ TRAINING_NAME: Final = "training.json"
 
 @dataclass(frozen=True, slots=True)
 class EgressPlan:
-    """What would leave: one file, the tensors it is made of, and the digest of each chunk. Made by `plan` alone."""
+    """What would leave: one file, the tensors it is made of, and the digest of the file up to each chunk's end. Made by
+    `plan` alone.
+    """
 
     path: Path
     entry: FileEntry
     tensors: Mapping[str, TensorSpec]
-    chunk_digests: tuple[bytes, ...]
+    running: tuple[ResumableSha256, ...]
+    """What was taken in before each chunk, and last of the whole file."""
     seal: InitVar[object]
 
     def __post_init__(self, seal: object) -> None:
@@ -60,8 +63,8 @@ class Outbound:
         if seal is not _SEAL:
             raise EgressDeniedError("only egress.release() makes what may leave")
 
-    def read_chunk(self, index: int) -> bytes:
-        """A chunk, if it still holds the bytes that were released.
+    def read_chunk(self, index: int) -> tuple[bytes, bytes]:
+        """A chunk, if it still holds the bytes that were released, and the digest of the file up to its end.
 
         Raises:
             EgressDeniedError: the file was changed since.
@@ -70,9 +73,12 @@ class Outbound:
         with self.plan.path.open("rb") as file:
             file.seek(chunks.offset(index))
             data = file.read(chunks.length(index))
-        if hashlib.sha256(data).digest() != self.plan.chunk_digests[index]:
+        running = self.plan.running[index].copy()
+        running.update(data)
+        digest = running.digest()
+        if digest != self.plan.running[index + 1].digest():
             raise EgressDeniedError(f"{self.plan.path} changed after it was checked; nothing more of it is sent")
-        return data
+        return data, digest
 
 
 def plan(expert: Path, *, base: Path) -> EgressPlan:
@@ -89,13 +95,14 @@ def plan(expert: Path, *, base: Path) -> EgressPlan:
         check_expert(path, config=config)
     except ConcordError as error:
         raise EgressDeniedError(f"{path} must not leave: {error}") from error
-    whole, chunk_digests = hashlib.sha256(), []
+    running, size = [ResumableSha256()], 0
     with path.open("rb") as file:
         while data := file.read(CHUNK_BYTES):
-            whole.update(data)
-            chunk_digests.append(hashlib.sha256(data).digest())
-    entry = FileEntry(f"sha256:{whole.hexdigest()}", path.stat().st_size)
-    return EgressPlan(path, entry, expected_tensors(config), tuple(chunk_digests), _SEAL)
+            running.append(running[-1].copy())
+            running[-1].update(data)
+            size += len(data)
+    entry = FileEntry(f"sha256:{running[-1].hexdigest()}", size)
+    return EgressPlan(path, entry, expected_tensors(config), tuple(running), _SEAL)
 
 
 def release(

@@ -66,14 +66,16 @@ class RawCalls:
         upload_id = self.open(note).upload_id
         for start in range(0, len(data), CHUNK_BYTES):
             piece = data[start : start + CHUNK_BYTES]
-            self.put(chunk(upload_id, file or digest_of(data), index=start // CHUNK_BYTES, data=piece))
+            self.put(
+                chunk(upload_id, file or digest_of(data), index=start // CHUNK_BYTES, data=piece, before=data[:start])
+            )
         return self.finish(upload_id)
 
 
-def chunk(upload_id: str, file: str, *, index: int, data: bytes) -> transfer_pb2.Chunk:
-    """A chunk that says the truth about its bytes."""
+def chunk(upload_id: str, file: str, *, index: int, data: bytes, before: bytes = b"") -> transfer_pb2.Chunk:
+    """A chunk that says the truth about its bytes and those `before` it."""
     return transfer_pb2.Chunk(
-        upload_id=upload_id, file=file, index=index, data=data, sha256=hashlib.sha256(data).digest()
+        upload_id=upload_id, file=file, index=index, data=data, sha256=hashlib.sha256(before + data).digest()
     )
 
 

@@ -103,7 +103,7 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], None], base: Path, ex
 def test_only_egress_makes_what_may_leave(base: Path, expert: Path) -> None:
     planned = egress.plan(expert, base=base)
     with pytest.raises(EgressDeniedError, match=r"only egress\.plan\(\)"):
-        EgressPlan(planned.path, planned.entry, planned.tensors, planned.chunk_digests, object())
+        EgressPlan(planned.path, planned.entry, planned.tensors, planned.running, object())
     with pytest.raises(EgressDeniedError, match=r"only egress\.release\(\)"):
         Outbound(None, planned, object())  # type: ignore[arg-type]
 

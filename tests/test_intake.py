@@ -22,10 +22,10 @@ from common.errors import (
     TooLargeError,
     VerificationError,
 )
+from common.rpc.chunk_message import ChunkMessage
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.manifest import digest_of
 from common.trust.statements import ConsentGrant
-from coordinator.intake import ReceivedChunk
 from coordinator.releases import publish_base
 from tests.federation import SIZES, Federation, Owner, expert_weights, write_base
 from tests.raw_calls import calling_as, chunk, contribution, key_of, next_fields, note_of, refused
@@ -321,10 +321,11 @@ def test_a_stream_left_open_cannot_change_what_a_later_one_sent(federation: Fede
     intake = federation.coordinator.intake
     upload_id, _ = intake.open(contribution(owner, owner.consent().record_id, data), caller="archive")
 
-    def received(index: int, piece: bytes) -> ReceivedChunk:
-        return ReceivedChunk(upload_id, digest_of(data), index, piece, hashlib.sha256(piece).digest())
+    def received(index: int, piece: bytes) -> ChunkMessage:
+        so_far = data[: index * CHUNK_BYTES] + piece
+        return ChunkMessage(upload_id, digest_of(data), index, piece, hashlib.sha256(so_far).digest())
 
-    def interrupted() -> Iterator[ReceivedChunk]:
+    def interrupted() -> Iterator[ChunkMessage]:
         yield received(0, data[:CHUNK_BYTES])
         list(intake.put([received(1, data[CHUNK_BYTES:])], caller="archive"))
         yield received(1, bytes(len(data) - CHUNK_BYTES))

@@ -45,7 +45,10 @@ ONLY_IN = {
     ),
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
-    "numpy": r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder)|common\.model\.checkpoint",
+    "numpy": (
+        r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder|resumable_sha256)"
+        r"|common\.model\.checkpoint"
+    ),
     "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",
     "nacl": r"common\.trust\.note",
     "cryptography": r"common\.trust\.(note|pki)",

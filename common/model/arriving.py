@@ -32,7 +32,7 @@ class ArrivingExpert:
         if position:
             self._go_on(position)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """The next bytes.
 
         Raises:
@@ -61,9 +61,9 @@ class ArrivingExpert:
         self._data_start = _LENGTH_BYTES + len(raw)
         self._tensors = [(entry.location.offset, name, entry) for name, entry in entries.items()]
 
-    def _check_values(self, data: bytes) -> None:
+    def _check_values(self, data: bytes | memoryview) -> None:
         """Values of all tensors, which follow each other without gaps; one that is cut by the end of `data` waits."""
-        view = memoryview(self._rest + data if self._rest else data)
+        view = memoryview(self._rest + bytes(data) if self._rest else data)
         at = self._position - len(self._rest)
         self._position += len(data)
         while view:

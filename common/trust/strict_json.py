@@ -11,7 +11,7 @@ that is not as it should be, and nothing in another order. Everything else goes 
 import json
 import math
 import re
-from typing import Final, NoReturn
+from typing import Final, NoReturn, cast
 
 import orjson
 import rfc8785
@@ -60,10 +60,10 @@ def loads(data: bytes, *, what: str = "JSON") -> JsonValue:
         MalformedError: not UTF-8, not JSON, a duplicate key, half a surrogate pair, NaN, infinity or a number as large,
             or an integer of 2^53 or more.
     """
-    if (value := _compact(data)) is not None:
-        return value
+    if (compact := _compact(data)) is not None:
+        return compact
     try:
-        value = _DECODER.decode(data.decode("utf-8"))
+        value: JsonValue = _DECODER.decode(data.decode("utf-8"))
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # an escape may name half a character: that is no text
     except (ValueError, RecursionError) as error:
@@ -80,9 +80,9 @@ def _compact(data: bytes) -> JsonValue:
     if not (compact.startswith(b"{") and compact.isascii()) or _may_have_fractions(compact):
         return None
     try:
-        value: JsonValue = orjson.loads(compact)
+        value = orjson.loads(compact)
         if orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER) == compact:
-            return value
+            return cast(JsonValue, value)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass  # the strict way says what is wrong
     return None
