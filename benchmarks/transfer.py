@@ -172,7 +172,8 @@ def up(plan: Plan, name: str) -> dict[str, Any]:
         planned_at = time.perf_counter()
         with member.chain.turn():
             outbound = egress.release(
-                planned, grant_id=grant.record_id, tokens_seen=1, chain=member.chain, ledger=member.home.ledger,
+                planned, grant_id=grant.record_id, tokens_seen=1, chain=member.chain, reviews=member.reviews,
+                ledger=member.home.ledger, to=member.settings.target,
                 config_digest=digest_of_file(directory / egress.TRAINING_NAME),
             )  # fmt: skip
             reads.clear()

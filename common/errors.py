@@ -49,5 +49,9 @@ class JobFailedError(ConcordError):
     """A training or evaluation subprocess failed. Local: never crosses the wire."""
 
 
+class ApprovalNeededError(ConcordError):
+    """Something waits for a person to approve that it leaves. Local: never crosses the wire."""
+
+
 class SignatureNeededError(ConcordError):
     """A statement waits for a signature by a key that is not on this machine. Local: never crosses the wire."""

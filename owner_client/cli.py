@@ -26,17 +26,18 @@ from common.trust.cosignature import Witness
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
 from common.trust.statements import parse_time
-from owner_client import egress, offline, revocations
+from owner_client import egress, egress_cli, offline, revocations
 from owner_client.config import ConsentSettings, OwnerHome
+from owner_client.options import HOME as _HOME
+from owner_client.options import HomeOption
 
 if TYPE_CHECKING:
     from owner_client.membership import Membership
 
 app = new_app("Take part with your own data: enrol, consent, train at home, submit, opt out.")
 
-HomeOption = Annotated[Path, typer.Option(envvar="CONCORD_HOME", help="This owner's directory: keys, settings, state.")]
 _PATIENCE_S = 60.0
-_HOME = Path("owner")
+egress_cli.add_to(app)
 
 
 @app.command()
@@ -356,20 +357,6 @@ def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
                 "not_in_the_log_yet": [each.statement.type for each in said if not each.receipt],
             }
         )
-
-
-@app.command()
-def ledger(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
-    """Everything that has left this building, from the first byte on."""
-    owner = OwnerHome(existing(home))
-    owner.settings()
-    lines = egress.read_ledger(owner.ledger)
-    with reporting(as_json) as reporter:
-        for line in lines:
-            reporter.step(
-                f"{line['at']}  {line['kind']:<10} {line['name']:<22} {line['size_bytes']:>10} bytes  {line['digest']}"
-            )
-        reporter.result({"sent": lines} if as_json else {"in all": f"{len(lines)} things"})
 
 
 def _member(home: Path, stop: Event | None = None) -> "AbstractContextManager[Membership]":

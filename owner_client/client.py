@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import Final, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from common.errors import ConcordError, MalformedError, UnavailableError, VerificationError
 from common.files import full_disk_is_unavailable
@@ -25,9 +25,10 @@ from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, parse_note
 from common.trust.verify import check_receipt
-from owner_client.egress import Outbound
+from owner_client.egress import Message, Outbound
 from owner_client.pace import Pace
 from owner_client.pins import Pins
+from owner_client.traffic import Traffic
 from protos import (
     enrolment_pb2,
     enrolment_pb2_grpc,
@@ -46,6 +47,13 @@ _LONGEST_PAUSE_S: Final = 15.0
 OnBytes = Callable[[int, int], None]
 """(bytes done, bytes in all)."""
 _Result = TypeVar("_Result")
+
+
+class Request(Protocol):
+    """What all requests have in common."""
+
+    def ByteSize(self) -> int:
+        """How many bytes it has on the wire."""
 
 
 class Retry:
@@ -76,12 +84,12 @@ class Retry:
 
 
 def redeem(
-    target: str, *, authority: bytes, token: str, csr: bytes, note: bytes, retry: Retry
+    target: str, *, authority: bytes, token: str, csr: Message, note: Message, retry: Retry
 ) -> enrolment_pb2.RedeemReply:
     """Redeem an invitation. The reply is not verified yet."""
     with open_channel(target, authority=authority, tls=None) as channel:
         stub = enrolment_pb2_grpc.EnrolmentStub(channel)
-        request = enrolment_pb2.RedeemRequest(token=token, csr=csr, note=note)
+        request = enrolment_pb2.RedeemRequest(token=token, csr=csr.data, note=note.data)
         return retry(lambda: call(stub.Redeem, request, timeout_s=CALL_TIMEOUT_S))
 
 
@@ -89,7 +97,15 @@ class Client:
     """One owner's calls to its coordinator."""
 
     def __init__(
-        self, target: str, *, tls: TlsIdentity, root: TrustedRoot, pins: Pins, retry: Retry, pace: Pace | None = None
+        self,
+        target: str,
+        *,
+        tls: TlsIdentity,
+        root: TrustedRoot,
+        pins: Pins,
+        retry: Retry,
+        traffic: Traffic,
+        pace: Pace | None = None,
     ) -> None:
         self._channel = open_channel(target, authority=tls.authority, tls=tls)
         self._enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
@@ -102,21 +118,24 @@ class Client:
         self._pins = pins
         self._retry = retry
         self._pace = pace or Pace()
+        self._traffic = traffic
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and write down what it sent."""
         self._channel.close()
+        self._traffic.write()
 
-    def renew(self, csr: bytes) -> bytes:
+    def renew(self, csr: Message) -> bytes:
         """A new certificate for the key in `csr`."""
-        request = enrolment_pb2.RenewRequest(csr=csr)
+        request = enrolment_pb2.RenewRequest(csr=csr.data)
         return self._call(self._enrolment.Renew, request).certificate
 
-    def record(self, note: bytes, *, is_last: bool = False) -> bytes:
+    def record(self, message: Message, *, is_last: bool = False) -> bytes:
         """Record a signed statement; returns its verified receipt.
 
         After one that `is_last` no call is answered: that its checkpoint continues the pinned one is seen later.
         """
+        note = message.data
         receipt: bytes = self._call(self._registry.Record, registry_pb2.RecordRequest(note=note)).receipt
         if is_last:
             check_receipt(self._root, receipt, entry=note)
@@ -142,9 +161,9 @@ class Client:
         """The largest checkpoint that this owner has verified."""
         return self._pins.pinned()
 
-    def cosign(self, checkpoint: bytes) -> None:
+    def cosign(self, checkpoint: Message) -> None:
         """Hand in a cosignature under a checkpoint that continues all that this owner saw."""
-        self._call(self._registry.Cosign, registry_pb2.CosignRequest(checkpoint=checkpoint))
+        self._call(self._registry.Cosign, registry_pb2.CosignRequest(checkpoint=checkpoint.data))
 
     def wait_for_quorum(self, witnesses: Sequence[Witness], quorum: int) -> None:
         """Wait until `quorum` of `witnesses` have cosigned the log as it is now, or a checkpoint that continues it.
@@ -219,6 +238,7 @@ class Client:
     def _fetch_some(self, entry: FileEntry, file: PartFile, on_bytes: OnBytes) -> bool:
         """Fetch until the end of what there is, or of the hours in which the line may be used; True at the former."""
         request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
+        self._count("Fetch", request)
         with closing(stream(self._transfer.Fetch, request)) as replies:
             for reply in replies:
                 if file.position + len(reply.data) > entry.size:
@@ -241,6 +261,7 @@ class Client:
         while (upload_id := self._send_some(outbound, on_bytes)) is None:
             self._pace.wait_until_open()
         request = transfer_pb2.FinishUploadRequest(upload_id=upload_id)
+        self._count("FinishUpload", request)
         return bytes(call(self._transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S).receipt)
 
     def _send_some(self, outbound: Outbound, on_bytes: OnBytes) -> str | None:
@@ -248,11 +269,9 @@ class Client:
         when all is there.
         """
         self._pace.wait_until_open()
-        opened = call(
-            self._transfer.OpenUpload,
-            transfer_pb2.OpenUploadRequest(note=outbound.said.note),
-            timeout_s=CALL_TIMEOUT_S,
-        )
+        request = transfer_pb2.OpenUploadRequest(note=outbound.message.data)
+        self._count("OpenUpload", request)
+        opened = call(self._transfer.OpenUpload, request, timeout_s=CALL_TIMEOUT_S)
         if opened.chunk_bytes != CHUNK_BYTES:
             raise MalformedError(f"the coordinator takes chunks of {opened.chunk_bytes} bytes; update this client")
         entry = outbound.plan.entry
@@ -260,6 +279,7 @@ class Client:
         plan = ChunkPlan(entry.size)
         sending = _Sending(outbound, opened.upload_id, missing_chunks(plan, received=received), self._pace)
         if sending.missing:
+            outbound.record_upload(sending.missing)
             with closing(stream(self._put_chunks, sending)) as replies:
                 for reply in replies:
                     received = next(file.received_chunks for file in reply.files if file.digest == entry.digest)
@@ -271,8 +291,15 @@ class Client:
         request = registry_pb2.GetConsistencyRequest(old_size=old_size, new_size=new_size)
         return tuple(self._call(self._registry.GetConsistency, request).hashes)
 
-    def _call(self, method: Callable[..., _Result], request: object) -> _Result:
-        return self._retry(lambda: call(method, request, timeout_s=CALL_TIMEOUT_S))
+    def _call(self, method: Callable[..., _Result], request: Request) -> _Result:
+        def attempt() -> _Result:
+            self._count(type(request).__name__.removesuffix("Request"), request)
+            return call(method, request, timeout_s=CALL_TIMEOUT_S)
+
+        return self._retry(attempt)
+
+    def _count(self, name: str, request: Request) -> None:
+        self._traffic.sent(name, request.ByteSize())
 
 
 class _Sending:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -52,6 +52,17 @@ class TransferSettings(Settings):
     """Local time, such as `22:00-06:00`; at any time where nothing is set."""
 
 
+class EgressSettings(Settings):
+    """What may leave by itself. Statements and certificate requests are the owner's own word and need no approval."""
+
+    mode: Literal["policy", "review"] = "policy"
+    """With `review` a person approves every expert and every result, byte for byte, before it leaves."""
+    kinds: tuple[Literal["expert", "result"], ...] = ("expert", "result")
+    """What may leave at all beside statements."""
+    max_megabytes_a_day: Annotated[float, Field(gt=0)] | None = None
+    """Of experts and results together, in any 24 hours, counted as they are sent."""
+
+
 class OwnerSettings(Settings):
     """What an owner decides. `training` holds options of `owner_client/train.py`'s job, checked when it starts."""
 
@@ -68,6 +79,7 @@ class OwnerSettings(Settings):
     quorum: Annotated[int, Field(ge=0)] = 0
     """How many of them must have cosigned what the coordinator shows, before this owner signs anything over it."""
     transfer: TransferSettings = Field(default_factory=TransferSettings)
+    egress: EgressSettings = Field(default_factory=EgressSettings)
     consent: ConsentSettings | None = None
     training: dict[str, int | float | str] = Field(default_factory=dict)
 
@@ -155,6 +167,11 @@ class OwnerHome:
     @property
     def experts(self) -> Path:
         return self.path / "experts"
+
+    @property
+    def reviews(self) -> Path:
+        """What waits for a person's word, and what was said."""
+        return self.path / "reviews"
 
     @property
     def ledger(self) -> Path:

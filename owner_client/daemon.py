@@ -11,7 +11,14 @@ from time import monotonic
 from typing import Final
 
 from common.console import Reporter, bytes_progress, job_progress
-from common.errors import NotPermittedError, SignatureNeededError, UnavailableError, VerificationError
+from common.errors import (
+    ApprovalNeededError,
+    EgressDeniedError,
+    NotPermittedError,
+    SignatureNeededError,
+    UnavailableError,
+    VerificationError,
+)
 from common.files import exclusive
 from owner_client import participation
 from owner_client.config import OwnerHome
@@ -21,6 +28,7 @@ from owner_client.participation import Base
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 3600.0
+_LOOK_EVERY_S: Final = 0.5
 _SEND_AGAIN_S: Final = 3600.0
 """What the registry refused and is kept all the same is sent again after so long."""
 
@@ -39,7 +47,7 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
             with Watching(home, reporter=reporter, stop=stop):
                 with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
                     try:
-                        take_part(member, reporter=reporter, stop=stop)
+                        _take_part_when_approved(member, reporter=reporter, stop=stop)
                     except SignatureNeededError as error:
                         reporter.step(f"{error}; watching the log meanwhile")
                 stop.wait()
@@ -47,6 +55,24 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
             if not stop.is_set():
                 raise
         reporter.step("stopped; everything done so far is kept")
+
+
+def _take_part_when_approved(member: Membership, *, reporter: Reporter, stop: Event) -> None:
+    """Take part, waiting for a person's word where that is needed; the log is watched meanwhile."""
+    asked = ""
+    while not stop.is_set():
+        try:
+            take_part(member, reporter=reporter, stop=stop)
+        except ApprovalNeededError as error:
+            if str(error) != asked:
+                reporter.step(f"{error}; watching the log meanwhile")
+            asked = str(error)
+            while member.reviews.is_waiting() and not stop.wait(_LOOK_EVERY_S):
+                pass
+            continue
+        except EgressDeniedError as error:
+            reporter.warning(f"{error}; watching the log only")
+        return
 
 
 def take_part(member: Membership, *, reporter: Reporter, stop: Event) -> None:

@@ -1,28 +1,27 @@
-"""Egress: the one place that makes what may leave this building.
+"""Egress: the one door out of an owner's building.
 
 An expert leaves as one file of exactly the tensors that an expert of its base has: names, shapes, dtypes, all finite.
 The check remembers the file's digest at the end of every chunk, and only bytes that lead from one to the next are ever
-sent. Statements and certificate requests leave too; everything that leaves is first written to the ledger.
+sent. Statements, certificate requests, cosignatures and results leave as messages. Both are values that only this
+module makes, after the line in the ledger is on disk, and the client sends nothing else.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from common.errors import ConcordError, EgressDeniedError
-from common.files import taking_turns
 from common.model import checkpoint
 from common.model.expert import EXPERT_NAME, check_expert, expected_tensors, read_config
 from common.model.partition import TensorSpec
 from common.resumable_sha256 import ResumableSha256
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan
-from common.trust.manifest import FileEntry
-from common.trust.statements import ContributedFile, ExpertContribute, format_time
+from common.trust.manifest import FileEntry, digest_of
+from common.trust.statements import ContributedFile, ExpertContribute
 from owner_client.chain import Chain, Said
+from owner_client.ledger import TRAFFIC, UPLOAD, Line, ledger_at
+from owner_client.review import Reviews, Wanted
 
 _SEAL: Final = object()
 TRAINING_NAME: Final = "training.json"
@@ -56,12 +55,24 @@ class Outbound:
     """An expert that was released: the only value the client will send. Made by `release` alone."""
 
     said: Said
+    message: "Message"
+    """The contribution's note."""
     plan: EgressPlan
+    ledger: Path
+    to: str
     seal: InitVar[object]
 
     def __post_init__(self, seal: object) -> None:
         if seal is not _SEAL:
             raise EgressDeniedError("only egress.release() makes what may leave")
+
+    def record_upload(self, chunks: range) -> None:
+        """Write to the ledger that these chunks are about to be sent."""
+        plan = ChunkPlan(self.plan.entry.size)
+        size_bytes = sum(plan.length(index) for index in chunks)
+        ledger_at(self.ledger).record_upload(
+            name=EXPERT_NAME, digest=self.plan.entry.digest, size_bytes=size_bytes, to=self.to
+        )
 
     def read_chunk(self, index: int) -> tuple[bytes, bytes]:
         """A chunk, if it still holds the bytes that were released, and the digest of the file up to its end.
@@ -105,10 +116,53 @@ def plan(expert: Path, *, base: Path) -> EgressPlan:
     return EgressPlan(path, entry, expected_tensors(config), tuple(running), _SEAL)
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something small that was released: what the client's calls take. Made by `message` alone."""
+
+    data: bytes
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise EgressDeniedError("only egress.message() makes what may leave")
+
+
+def message(ledger: Path, kind: str, *, name: str, data: bytes, to: str) -> Message:
+    """Write to the ledger that `data` leaves for `to` (`host:port` or an address), and let it go. The same thing sent
+    again is not another line."""
+    ledger_at(ledger).record(kind, name=name, digest=digest_of(data), size_bytes=len(data), to=to)
+    return Message(data, _SEAL)
+
+
+def statement(ledger: Path, said: Said, *, to: str) -> Message:
+    """Let a statement of this owner go."""
+    return message(ledger, "statement", name=said.statement.type, data=said.note, to=to)
+
+
+def certificate_request(ledger: Path, csr: bytes, *, to: str) -> Message:
+    """Let a request for a certificate go."""
+    return message(ledger, "request", name="certificate request", data=csr, to=to)
+
+
 def release(
-    planned: EgressPlan, *, grant_id: str, tokens_seen: int, config_digest: str, chain: Chain, ledger: Path
+    planned: EgressPlan,
+    *,
+    grant_id: str,
+    tokens_seen: int,
+    config_digest: str,
+    chain: Chain,
+    reviews: Reviews,
+    ledger: Path,
+    to: str,
 ) -> Outbound:
-    """Sign the contribution of a planned expert under a consent, write it to the ledger and let it go."""
+    """Sign the contribution of a planned expert under a consent, write both to the ledger and let them go.
+
+    Raises:
+        EgressDeniedError: the owner's settings do not allow it, or a person rejected it.
+        ApprovalNeededError: a person's word is needed first; nothing is signed.
+    """
+    reviews.let_go(_wanted(planned, grant_id=grant_id, tokens_seen=tokens_seen, to=to))
     said = _contribution(planned, grant_id=grant_id, chain=chain) or chain.say(
         ExpertContribute,
         grant_id=grant_id,
@@ -116,49 +170,40 @@ def release(
         tokens_seen=tokens_seen,
         training_config_digest=config_digest,
     )
-    record(ledger, "expert", name=EXPERT_NAME, digest=planned.entry.digest, size_bytes=planned.entry.size)
-    return Outbound(said, planned, _SEAL)
+    ledger_at(ledger).record(
+        "expert", name=EXPERT_NAME, digest=planned.entry.digest, size_bytes=planned.entry.size, to=to
+    )
+    return Outbound(said, statement(ledger, said, to=to), planned, ledger, to, _SEAL)
+
+
+def _wanted(planned: EgressPlan, *, grant_id: str, tokens_seen: int, to: str) -> Wanted:
+    """What a person is asked about an expert."""
+    groups: dict[str, tuple[int, int]] = {}
+    for name, spec in planned.tensors.items():
+        group = name.rsplit(".", 2)[-2] if "_proj" in name else "router row"
+        count, size = groups.get(group, (0, 0))
+        groups[group] = count + 1, size + checkpoint.size_bytes(spec)
+    tensors = {group: f"{count} tensors, {size} bytes" for group, (count, size) in groups.items()}
+    summary = {"consent": grant_id, "trained on": f"{tokens_seen} tokens", "file": str(planned.path), **tensors}
+    return Wanted("expert", EXPERT_NAME, planned.entry.digest, planned.entry.size, to, summary)
 
 
 def _contribution(planned: EgressPlan, *, grant_id: str, chain: Chain) -> Said | None:
     """The contribution of exactly this expert under this consent, where it was signed before."""
     for said in chain.statements():
-        statement = said.statement
-        if (
-            isinstance(statement, ExpertContribute)
-            and statement.grant_id == grant_id
-            and statement.files == planned.files
-        ):
+        found = said.statement
+        if isinstance(found, ExpertContribute) and found.grant_id == grant_id and found.files == planned.files:
             return said
     return None
 
 
-def record(ledger: Path, kind: str, *, name: str, digest: str, size_bytes: int) -> None:
-    """Write one line to the ledger, on disk before this returns. The same thing sent again is not another line."""
-    with taking_turns(ledger.with_name(f".{ledger.name}.lock")):
-        _record(ledger, {"kind": kind, "name": name, "digest": digest, "size_bytes": size_bytes})
+def read_ledger(ledger: Path) -> list[Line]:
+    """Every thing that has left, oldest first, each once; without tries of uploads and small calls.
 
-
-def _record(ledger: Path, line: dict[str, object]) -> None:
-    if any({key: entry[key] for key in line} == line for entry in read_ledger(ledger)):
-        return
-    text = json.dumps({"at": format_time(datetime.now(UTC)), **line}) + "\n"
-    descriptor = os.open(ledger, os.O_RDWR | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:
-        whole_lines = file.read().rfind(b"\n") + 1
-        file.seek(whole_lines)
-        file.truncate()
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_ledger(ledger: Path) -> list[dict[str, object]]:
-    """Everything that has left, oldest first. A line cut off by a crash is what never left."""
-    if not ledger.exists():
-        return []
-    lines = ledger.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    Raises:
+        VerificationError: the ledger was changed.
+    """
+    return [line for line in ledger_at(ledger).lines() if line["kind"] not in (TRAFFIC, UPLOAD)]
 
 
 def spec_lines(planned: EgressPlan) -> list[str]:

@@ -28,7 +28,6 @@ from common.rpc.identity import TlsIdentity
 from common.trust.certificate_request import CertificateRequest, parse_certificate_request
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
-from common.trust.manifest import digest_of
 from common.trust.note import Checkpoint, Note, SigningKey
 from common.trust.pki import identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
@@ -38,8 +37,11 @@ from owner_client import egress
 from owner_client.chain import Chain, Said
 from owner_client.client import Client, Retry, redeem
 from owner_client.config import OwnerHome, OwnerSettings
+from owner_client.ledger import ledger_at
 from owner_client.pace import Pace
 from owner_client.pins import Pins
+from owner_client.review import Reviews
+from owner_client.traffic import Traffic
 
 _INVITATION: Final = "invitation.json"
 _LOOK_EVERY_S: Final = 0.2
@@ -70,6 +72,7 @@ class Membership:
     root: TrustedRoot
     chain: Chain
     client: Client
+    reviews: Reviews
     witness: SigningKey | None
     """What checkpoints are cosigned with; None in a home that enrolled without."""
 
@@ -123,15 +126,13 @@ def _recertify(home: OwnerHome, invitation: Invitation, retry: Retry) -> None:
         write_secret(csr_file, make_csr(key))
     csr = csr_file.read_bytes()
     request = _signed_request(home, invitation, csr)
-    record_request(home, csr)
-    egress.record(home.ledger, "request", name="proof of key", digest=digest_of(request), size_bytes=len(request))
-    authority = invitation.authority.encode()
+    authority, to = invitation.authority.encode(), invitation.enrolment_target
     reply = redeem(
-        invitation.enrolment_target,
+        to,
         authority=authority,
         token=invitation.token,
-        csr=csr,
-        note=request,
+        csr=egress.certificate_request(home.ledger, csr, to=to),
+        note=egress.message(home.ledger, "request", name="proof of key", data=request, to=to),
         retry=retry,
     )
     write_atomic(home.authority, authority)
@@ -180,14 +181,13 @@ def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, key: SigningK
         (home.enrolling / "csr.pem").read_bytes(),
         invitation.authority.encode(),
     )
-    record_request(home, csr)
-    record_statement(home, said)
+    to = invitation.enrolment_target
     reply = redeem(
-        invitation.enrolment_target,
+        to,
         authority=authority,
         token=invitation.token,
-        csr=csr,
-        note=said.note,
+        csr=egress.certificate_request(home.ledger, csr, to=to),
+        note=egress.statement(home.ledger, said, to=to),
         retry=retry,
     )
     if Note.parse(reply.note).text != said.statement.text:
@@ -195,7 +195,8 @@ def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, key: SigningK
     tls = TlsIdentity((home.enrolling / "tls.key").read_bytes(), reply.certificate, authority)
     write_secret(home.tls, bytes(tls))
     pins = Pins(home.pinned, evidence=home.evidence, root=invitation.root)
-    client = Client(invitation.target, tls=tls, root=invitation.root, pins=pins, retry=retry)
+    traffic = Traffic(ledger_at(home.ledger), to=invitation.target)
+    client = Client(invitation.target, tls=tls, root=invitation.root, pins=pins, retry=retry, traffic=traffic)
     try:
         client.believe(reply.receipt, entry=reply.note)
     finally:
@@ -269,16 +270,23 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     line = settings.transfer
     pace = Pace(megabytes_per_s=line.megabytes_per_s, hours=line.hours, stop=stop)
     retry = Retry(patience_s=patience_s, stop=stop)
-    client = Client(settings.target, tls=tls, root=root, pins=pins, retry=retry, pace=pace)
+    traffic = Traffic(ledger_at(home.ledger), to=settings.target)
+    client = Client(settings.target, tls=tls, root=root, pins=pins, retry=retry, traffic=traffic, pace=pace)
     ended = Event()
     if stop is not None:
         Thread(target=_close_when, args=(stop, ended, client), daemon=True).start()
     try:
         chain = Chain(home.statements, party=settings.owner, key=key, root=root)
-        yield Membership(home, settings, root, chain, client, _witness_in_log(home, chain, root))
+        reviews = reviews_of(home, settings)
+        yield Membership(home, settings, root, chain, client, reviews, _witness_in_log(home, chain, root))
     finally:
         ended.set()
         client.close()
+
+
+def reviews_of(home: OwnerHome, settings: OwnerSettings) -> Reviews:
+    """What a person of this owner is asked."""
+    return Reviews(home.reviews, settings=settings.egress, ledger=home.ledger)
 
 
 def _witness_in_log(home: OwnerHome, chain: Chain, root: TrustedRoot) -> SigningKey | None:
@@ -302,8 +310,8 @@ def cosign_checkpoint(member: Membership, checkpoint: bytes) -> bool:
         return False
     ours = Note(note.text, (*note.signatures[:1], cosign(note.text, member.witness, at=now)))
     data = bytes(ours)
-    egress.record(member.home.ledger, "cosignature", name="checkpoint", digest=digest_of(data), size_bytes=len(data))
-    member.client.cosign(data)
+    to = member.settings.target
+    member.client.cosign(egress.message(member.home.ledger, "cosignature", name="checkpoint", data=data, to=to))
     return True
 
 
@@ -339,9 +347,8 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
     chain = chain or member.chain
     if said.receipt is not None:
         return said
-    record_statement(member.home, said)
     try:
-        receipt = member.client.record(said.note)
+        receipt = member.client.record(egress.statement(member.home.ledger, said, to=member.settings.target))
     except REFUSALS as error:
         if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
             raise type(error)(f"{error}. {_KEPT}") from error
@@ -363,19 +370,6 @@ def renew_if_due(member: Membership) -> bool:
         return False
     key = new_key()
     csr = make_csr(key)
-    record_request(member.home, csr)
-    certificate = member.client.renew(csr)
+    certificate = member.client.renew(egress.certificate_request(member.home.ledger, csr, to=member.settings.target))
     write_secret(member.home.tls, bytes(TlsIdentity(key, certificate, authority)))
     return True
-
-
-def record_statement(home: OwnerHome, said: Said) -> None:
-    """Write to the ledger that a statement leaves."""
-    egress.record(
-        home.ledger, "statement", name=said.statement.type, digest=digest_of(said.note), size_bytes=len(said.note)
-    )
-
-
-def record_request(home: OwnerHome, csr: bytes) -> None:
-    """Write to the ledger that a certificate request leaves."""
-    egress.record(home.ledger, "request", name="certificate request", digest=digest_of(csr), size_bytes=len(csr))

@@ -34,7 +34,7 @@ from owner_client.chain import Chain, Said
 from owner_client.client import OnBytes
 from owner_client.config import ConsentSettings
 from owner_client.egress import EgressPlan
-from owner_client.membership import REFUSALS, Membership, record_statement, send, wait_for_quorum
+from owner_client.membership import REFUSALS, Membership, send, wait_for_quorum
 
 _BACKDATED: Final = timedelta(minutes=5)
 _TRAINER: Final = "owner_client.train"
@@ -260,11 +260,12 @@ def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:
             tokens_seen=int(summary["tokens"]),
             config_digest=digest_of_file(expert / egress.TRAINING_NAME),
             chain=member.chain,
+            reviews=member.reviews,
             ledger=member.home.ledger,
+            to=member.settings.target,
         )
         if outbound.said.receipt is not None:
             return outbound.said
-        record_statement(member.home, outbound.said)
         try:
             receipt = member.client.submit(outbound, on_bytes=on_bytes)
         except REFUSALS:
@@ -292,9 +293,9 @@ def revoke_certificates(member: Membership, *, reason: str | None) -> CertRevoke
 
 def _send_last(member: Membership, said: Said) -> None:
     """Send a statement after which this connection's certificate is good no longer."""
-    record_statement(member.home, said)
     try:
-        receipt = member.client.record(said.note, is_last=True)
+        message = egress.statement(member.home.ledger, said, to=member.settings.target)
+        receipt = member.client.record(message, is_last=True)
     except REFUSALS:
         member.chain.set_aside(said)
         raise

@@ -10,7 +10,6 @@ from common.errors import NotFoundError, UnavailableError, VerificationError
 from common.files import write_into
 from common.http import post
 from common.trust.cosignature import Witness
-from common.trust.manifest import digest_of
 from common.trust.note import Note
 from common.trust.receipts import MAX_RECEIPT_BYTES, parse_receipt
 from common.trust.statements import ConsentRevoke, OwnerKeyRevoke, parse_note
@@ -38,9 +37,9 @@ def _hand_over(home: OwnerHome, witness: Witness, address: str, note: bytes) -> 
     path = home.path / "receipts" / f"{witness.key_id}-{parse_note(note)[1].record_id}.note"
     if path.exists():  # another one would bear a later time
         return path, parse_receipt(path.read_bytes(), [witness]).taken[witness.name]
-    digest = digest_of(note)
-    egress.record(home.ledger, "statement", name=f"revocation to {witness.name}", digest=digest, size_bytes=len(note))
-    status, _, body = post(f"{address.rstrip('/')}/{ADD_REVOCATION}", note, most=MAX_RECEIPT_BYTES)
+    name = f"revocation to {witness.name}"
+    message = egress.message(home.ledger, "statement", name=name, data=note, to=address)
+    status, _, body = post(f"{address.rstrip('/')}/{ADD_REVOCATION}", message.data, most=MAX_RECEIPT_BYTES)
     if status != 200:
         raise UnavailableError(f"{witness.name} answers {status}: {body[:300].decode(errors='replace').strip()}")
     receipt = parse_receipt(body, [witness])

@@ -50,6 +50,12 @@ OPTIONS = {
     "owner run": "home json",
     "owner status": "home json",
     "owner ledger": "home json",
+    "owner ledger show": "home json",
+    "owner ledger verify": "key home json",
+    "owner ledger export": "home json",
+    "owner review": "home json",
+    "owner approve": "home json",
+    "owner reject": "reason home json",
     "audit verify": "root checkpoint quorum witnesses receipt json",
     "audit log": "root json",
     "audit show": "root json",
@@ -90,10 +96,18 @@ def test_no_command_is_without_a_test() -> None:
     }.items():
         group = typer.main.get_command(module.app)
         assert isinstance(group, Group)
-        commands |= {f"{name} {command}" for command in group.commands}
+        commands |= set(_commands(name, group))
     assert commands == OPTIONS.keys()
     (demo,) = (command.callback for command in demo_cli.app.registered_commands)
     assert demo is demo_cli.demo
+
+
+def _commands(name: str, group: Group) -> Iterator[str]:
+    """All commands of a group, and of the groups in it."""
+    for word, command in group.commands.items():
+        yield f"{name} {word}"
+        if isinstance(command, Group):
+            yield from _commands(f"{name} {word}", command)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -406,6 +420,19 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     "owner's status without a home": ("owner status", lambda s: ["--home", s.path / "none"], NO_OWNER),
     "owner's status of a file": ("owner status", lambda s: ["--home", s.terms], "terms.txt"),
     "ledger without a home": ("owner ledger", lambda s: ["--home", s.path / "none"], NO_OWNER),
+    "a ledger that is none": (
+        "owner ledger verify", lambda s: [s.terms, "--home", s.joined], "no ledger that `concord owner ledger export`"
+    ),
+    "a ledger exported over a file": (
+        "owner ledger export", lambda s: [s.terms, "--home", s.joined], "choose another name"
+    ),
+    "reviews without a home": ("owner review", lambda s: ["--home", s.path / "none"], NO_OWNER),
+    "approve what nobody asked about": (
+        "owner approve", lambda s: ["0123456789ab", "--home", s.joined], "see: concord owner review"
+    ),
+    "reject what nobody asked about": (
+        "owner reject", lambda s: ["../keys", "--home", s.joined], "see: concord owner review"
+    ),
     "audit of no publication": ("audit verify", lambda s: [s.path / "empty"], "not a coordinator's public directory"),
     "audit of a file": ("audit verify", lambda s: [s.terms], "terms.txt"),
     "audit by a root that is not there": (

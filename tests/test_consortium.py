@@ -136,7 +136,7 @@ def test_the_registry_refuses_an_expert_under_a_revoked_consent(consortium: Fede
         planned = egress.plan(expert, base=base.directory)
         outbound = egress.release(
             planned, grant_id=grant.record_id, tokens_seen=1, config_digest=planned.entry.digest,
-            chain=member.chain, ledger=member.home.ledger,
+            chain=member.chain, reviews=member.reviews, ledger=member.home.ledger, to="test",
         )  # fmt: skip
         with pytest.raises(ConsentError, match="was revoked by entry"):
             member.client.submit(outbound, on_bytes=lambda *_: None)
@@ -170,7 +170,7 @@ def test_an_unfinished_upload_does_not_keep_an_owner_from_leaving(consortium: Fe
         planned = egress.plan(member.home.experts / base.short, base=base.directory)
         egress.release(
             planned, grant_id=grant.record_id, tokens_seen=1, config_digest=planned.entry.digest,
-            chain=member.chain, ledger=member.home.ledger,
+            chain=member.chain, reviews=member.reviews, ledger=member.home.ledger, to="test",
         )  # fmt: skip
     assert isinstance(owner.opt_out(), ConsentRevoke)
 

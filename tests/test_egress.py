@@ -16,7 +16,7 @@ from common.errors import EgressDeniedError, MalformedError, UnavailableError
 from common.model.expert import EXPERT_NAME, expected_tensors
 from common.trust.manifest import digest_of
 from owner_client import egress, participation
-from owner_client.egress import EgressPlan, Outbound
+from owner_client.egress import EgressPlan, Message, Outbound
 from tests.federation import SIZES, Federation, Owner, expert_weights, write_base, write_expert
 
 Tensors = dict[str, torch.Tensor]
@@ -105,7 +105,9 @@ def test_only_egress_makes_what_may_leave(base: Path, expert: Path) -> None:
     with pytest.raises(EgressDeniedError, match=r"only egress\.plan\(\)"):
         EgressPlan(planned.path, planned.entry, planned.tensors, planned.running, object())
     with pytest.raises(EgressDeniedError, match=r"only egress\.release\(\)"):
-        Outbound(None, planned, object())  # type: ignore[arg-type]
+        Outbound(None, None, planned, expert, "", object())  # type: ignore[arg-type]
+    with pytest.raises(EgressDeniedError, match=r"only egress\.message\(\)"):
+        Message(b"patient 17", object())
 
 
 def test_what_may_leave_cannot_be_turned_into_something_else(base: Path, expert: Path) -> None:
@@ -126,17 +128,21 @@ def owner(consortium: Federation) -> Owner:
 
 
 def _at_home(owner: Owner) -> dict[Path, bytes]:
+    """Every file but the ledger, which counts each call."""
     path = owner.home.path
-    return {each.relative_to(path): each.read_bytes() for each in path.rglob("*") if each.is_file()}
+    files = (each for each in path.rglob("*") if each.is_file() and not each.name.startswith("ledger."))
+    return {each.relative_to(path): each.read_bytes() for each in files}
 
 
 def test_a_dry_run_sends_and_records_nothing(consortium: Federation, owner: Owner) -> None:
     before, size = _at_home(owner), consortium.coordinator.registry.head().size
+    left = egress.read_ledger(owner.home.ledger)
     command = [sys.executable, "-m", "concord", "owner", "submit", "--dry-run", "--home", str(owner.home.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "nothing was sent" in done.stdout
     assert UP in done.stdout
     assert _at_home(owner) == before
+    assert egress.read_ledger(owner.home.ledger) == left
     assert consortium.coordinator.registry.head().size == size
     assert list(consortium.coordinator.home.incoming.iterdir()) == []
 
@@ -175,7 +181,9 @@ def test_a_file_changed_after_the_check_does_not_leave(consortium: Federation, o
                 tokens_seen=1,
                 config_digest=planned.entry.digest,
                 chain=member.chain,
+                reviews=member.reviews,
                 ledger=owner.home.ledger,
+                to="test",
             )
         planned.path.write_bytes(_saved(expert_weights(2)))
         with pytest.raises(EgressDeniedError, match="changed after it was checked; nothing more of it is sent"):
@@ -186,18 +194,18 @@ def test_a_file_changed_after_the_check_does_not_leave(consortium: Federation, o
 def test_the_ledger_has_a_line_for_each_thing_however_often_it_is_sent(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
     for name in ("a", "b", "a"):
-        egress.record(ledger, "statement", name=name, digest=digest_of(name.encode()), size_bytes=1)
+        egress.message(ledger, "statement", name=name, data=name.encode(), to="test")
     assert [line["name"] for line in egress.read_ledger(ledger)] == ["a", "b"]
     assert ledger.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_line_cut_off_by_a_crash_is_written_anew(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
-    egress.record(ledger, "statement", name="a", digest=digest_of(b"a"), size_bytes=1)
+    egress.message(ledger, "statement", name="a", data=b"a", to="test")
     whole = ledger.read_bytes()
     ledger.write_bytes(whole + b'{"at": "2026-')
     assert [line["name"] for line in egress.read_ledger(ledger)] == ["a"]
-    egress.record(ledger, "statement", name="b", digest=digest_of(b"b"), size_bytes=1)
+    egress.message(ledger, "statement", name="b", data=b"b", to="test")
     assert [line["name"] for line in egress.read_ledger(ledger)] == ["a", "b"]
 
 

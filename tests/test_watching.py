@@ -178,7 +178,7 @@ def test_witnesses_are_named_once_and_as_they_are(three: Federation, lines: list
 
 def test_two_threads_write_a_line_each_into_the_ledger(tmp_path: Path) -> None:
     def write(number: int) -> None:
-        egress.record(tmp_path / "ledger", "cosignature", name=str(number), digest="sha256:0", size_bytes=1)
+        egress.message(tmp_path / "ledger", "cosignature", name=str(number), data=b"%d" % number, to="test")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(64)))

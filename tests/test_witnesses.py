@@ -17,6 +17,7 @@ from common.trust.statements import COORDINATOR, CertRevoke
 from common.trust.tiles import CHECKPOINT_NAME, COSIGNED_NAME, format_bundle
 from common.trust.verify import check_receipt
 from coordinator.file_server import FileServer
+from owner_client import egress
 from owner_client.membership import Membership, cosign_checkpoint
 from tests import commands
 from tests.federation import THREE, Federation, Owner
@@ -65,7 +66,7 @@ def test_receipts_carry_cosignatures(three: Federation) -> None:
     witness(three.owner("hospital"))
     with owner.member() as member:
         said = member.chain.statements()[-1]
-        receipt = member.client.record(said.note)
+        receipt = member.client.record(egress.statement(owner.home.ledger, said, to="test"))
         proof, _ = check_receipt(member.root, receipt, entry=said.note)
     found = cosigned(Note.parse(proof.checkpoint), three.coordinator.registry.head().witnesses)
     assert list(found) == ["test.concord/witness/hospital"]
@@ -196,7 +197,8 @@ def test_more_witnesses_than_a_note_has_lines_find_their_quorum(three: Federatio
 def _cosign(member: Membership, text: str, *, at: datetime, key: SigningKey | None = None) -> None:
     key = key or member.witness
     assert key is not None
-    member.client.cosign(bytes(Note(text, (*sign(text, key).signatures, cosign(text, key, at=at)))))
+    data = bytes(Note(text, (*sign(text, key).signatures, cosign(text, key, at=at))))
+    member.client.cosign(egress.message(member.home.ledger, "cosignature", name="checkpoint", data=data, to="test"))
 
 
 def test_what_is_no_cosignature_of_this_log_is_refused(three: Federation) -> None:
