@@ -84,13 +84,21 @@ class Retry:
 
 
 def redeem(
-    target: str, *, authority: bytes, token: str, csr: Message, note: Message, retry: Retry
+    target: str, *, authority: bytes, token: str, csr: Message, note: Message, retry: Retry, traffic: Traffic
 ) -> enrolment_pb2.RedeemReply:
     """Redeem an invitation. The reply is not verified yet."""
     with open_channel(target, authority=authority, tls=None) as channel:
         stub = enrolment_pb2_grpc.EnrolmentStub(channel)
         request = enrolment_pb2.RedeemRequest(token=token, csr=csr.data, note=note.data)
-        return retry(lambda: call(stub.Redeem, request, timeout_s=CALL_TIMEOUT_S))
+
+        def attempt() -> enrolment_pb2.RedeemReply:
+            traffic.sent("Redeem", request.ByteSize())
+            return call(stub.Redeem, request, timeout_s=CALL_TIMEOUT_S)
+
+        try:
+            return retry(attempt)
+        finally:
+            traffic.write()
 
 
 class Client:

@@ -134,6 +134,7 @@ def _recertify(home: OwnerHome, invitation: Invitation, retry: Retry) -> None:
         csr=egress.certificate_request(home.ledger, csr, to=to),
         note=egress.message(home.ledger, "request", name="proof of key", data=request, to=to),
         retry=retry,
+        traffic=Traffic(ledger_at(home.ledger), to=to),
     )
     write_atomic(home.authority, authority)
     write_secret(home.tls, bytes(TlsIdentity(key_file.read_bytes(), reply.certificate, authority)))
@@ -189,6 +190,7 @@ def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, key: SigningK
         csr=egress.certificate_request(home.ledger, csr, to=to),
         note=egress.statement(home.ledger, said, to=to),
         retry=retry,
+        traffic=Traffic(ledger_at(home.ledger), to=to),
     )
     if Note.parse(reply.note).text != said.statement.text:
         raise MalformedError("the coordinator logged another enrolment than the one that was sent")
