@@ -133,10 +133,10 @@ class Client:
         self._channel.close()
         self._traffic.write()
 
-    def renew(self, csr: Message) -> bytes:
-        """A new certificate for the key in `csr`."""
-        request = enrolment_pb2.RenewRequest(csr=csr.data)
-        return self._call(self._enrolment.Renew, request).certificate
+    def renew(self, csr: Message) -> tuple[bytes, bytes]:
+        """A new certificate for the key in `csr`, and the roots to trust from now on; both PEM."""
+        reply = self._call(self._enrolment.Renew, enrolment_pb2.RenewRequest(csr=csr.data))
+        return reply.certificate, reply.authority
 
     def record(self, message: Message, *, is_last: bool = False) -> bytes:
         """Record a signed statement; returns its verified receipt.

@@ -15,7 +15,8 @@ from threading import Thread
 from common.errors import MalformedError
 from common.rpc.chunk_message import parse_chunk
 from common.rpc.identity import TlsIdentity
-from common.trust.pki import Identity, make_csr, new_key
+from common.trust.identity import Identity
+from common.trust.pki import make_csr, new_key
 from tests.federation import Federation
 
 _READ_BYTES = 256 * 1024
@@ -142,7 +143,7 @@ def _relay(federation: Federation, port: int, wire: Wire, identity: Callable[[],
 def _server_context(federation: Federation) -> ssl.SSLContext:
     """What the owner takes for its coordinator."""
     authority, now, key = federation.coordinator.authority, datetime.now(UTC), new_key()
-    certificate = authority.issue(
+    certificate = authority.issue_own(
         make_csr(key), identity=Identity.coordinator(federation.coordinator.registry.root.federation),
         not_before=now - timedelta(minutes=5), not_after=now + timedelta(hours=1), server_names=["127.0.0.1"],
     )  # fmt: skip
