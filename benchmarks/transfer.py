@@ -133,8 +133,8 @@ def enrol(plan: Plan) -> dict[str, Any]:
     """Owners join; what they hold is linked to where training would leave it."""
     from common.trust.invitation import Invitation
     from owner_client import membership
-    from owner_client.client import Retry
     from owner_client.config import OwnerHome
+    from owner_client.retry import Retry
 
     for name in OWNERS[1:]:
         invitation = plan.work / f"{name}.invitation"

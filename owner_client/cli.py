@@ -52,7 +52,7 @@ def enrol(
 ) -> None:
     """Join a consortium: make your keys here, redeem the invitation, take your place in the log."""
     from owner_client import membership
-    from owner_client.client import Retry
+    from owner_client.retry import Retry
 
     for folder in (data, public):
         if folder is not None and not existing(folder).exists():

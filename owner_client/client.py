@@ -1,24 +1,16 @@
 """Typed calls to the coordinator. Every receipt and checkpoint is verified before anything is believed.
 
-Only `UnavailableError` is retried, with growing pauses that a stop ends at once. An upload takes up where it was,
-whichever end was restarted.
+Only `UnavailableError` is retried (`owner_client/retry.py`). Files move in `owner_client/fetching.py` and
+`owner_client/uploading.py`.
 """
 
-import random
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
-from threading import Event
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from common.errors import ConcordError, MalformedError, UnavailableError, VerificationError
-from common.files import full_disk_is_unavailable
-from common.part_file import PartFile, state_path
-from common.rpc.channel import PUT_CHUNKS, call, open_channel, stream
-from common.rpc.chunk_message import ChunkMessage
+from common.errors import UnavailableError, VerificationError
+from common.rpc.channel import PUT_CHUNKS, call, open_channel
 from common.rpc.identity import TlsIdentity
-from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
 from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest
 from common.trust.note import Checkpoint, Note
@@ -26,9 +18,12 @@ from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, parse_note
 from common.trust.verify import check_receipt
 from owner_client.egress import Message, Outbound
+from owner_client.fetching import Fetching, OnBytes
 from owner_client.pace import Pace
 from owner_client.pins import Pins
+from owner_client.retry import Retry
 from owner_client.traffic import Traffic
+from owner_client.uploading import Uploading
 from protos import (
     enrolment_pb2,
     enrolment_pb2_grpc,
@@ -39,13 +34,6 @@ from protos import (
 )
 
 CALL_TIMEOUT_S: Final = 30.0
-_FINISH_TIMEOUT_S: Final = 3600.0
-"""What was sent is checked as it comes; bytes that the coordinator had before may still have to be."""
-_FIRST_PAUSE_S: Final = 0.2
-_LONGEST_PAUSE_S: Final = 15.0
-
-OnBytes = Callable[[int, int], None]
-"""(bytes done, bytes in all)."""
 _Result = TypeVar("_Result")
 
 
@@ -54,33 +42,6 @@ class Request(Protocol):
 
     def ByteSize(self) -> int:
         """How many bytes it has on the wire."""
-
-
-class Retry:
-    """How long an unavailable coordinator is waited for, in seconds; `stop` ends the waiting."""
-
-    def __init__(self, *, patience_s: float, stop: Event | None = None) -> None:
-        self._patience_s = patience_s
-        self._stop = stop or Event()
-
-    def __call__(self, attempt: Callable[[], _Result]) -> _Result:
-        """Run `attempt` until it works.
-
-        Raises:
-            UnavailableError: patience has ended.
-            KeyboardInterrupt: `stop` is set.
-        """
-        waited_s, pause_s = 0.0, _FIRST_PAUSE_S
-        while True:
-            if self._stop.is_set():
-                raise KeyboardInterrupt
-            try:
-                return attempt()
-            except UnavailableError:
-                if waited_s >= self._patience_s and not self._stop.is_set():
-                    raise
-                self._stop.wait(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
-                waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def redeem(
@@ -118,15 +79,16 @@ class Client:
         self._channel = open_channel(target, authority=tls.authority, tls=tls)
         self._enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
         self._registry = registry_pb2_grpc.RegistryStub(self._channel)
-        self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
-        self._put_chunks = self._channel.stream_stream(
-            PUT_CHUNKS, response_deserializer=transfer_pb2.PutChunksReply.FromString
-        )
         self._root = root
         self._pins = pins
         self._retry = retry
-        self._pace = pace or Pace()
         self._traffic = traffic
+        transfer, pace = transfer_pb2_grpc.TransferStub(self._channel), pace or Pace()
+        put_chunks = self._channel.stream_stream(
+            PUT_CHUNKS, response_deserializer=transfer_pb2.PutChunksReply.FromString
+        )
+        self._fetching = Fetching(transfer, retry=retry, pace=pace, count=traffic.sent)
+        self._uploading = Uploading(transfer, put_chunks, retry=retry, pace=pace, count=traffic.sent)
 
     def close(self) -> None:
         """Close the connection, and write down what it sent."""
@@ -229,71 +191,13 @@ class Client:
         Raises:
             VerificationError: what came is not that file; it is dropped.
         """
-        part = to.with_name(to.name + ".part")
-        with full_disk_is_unavailable(f"{to.name} ({entry.size} bytes)"):
-            self._retry(lambda: self._fetch_rest(entry, part, on_bytes))
-        part.replace(to)
-        state_path(part).unlink()
-
-    def _fetch_rest(self, entry: FileEntry, part: Path, on_bytes: OnBytes) -> None:
-        with closing(PartFile(part, entry)) as file:
-            is_ended = False
-            while file.position < entry.size and not is_ended:
-                self._pace.wait_until_open()
-                is_ended = self._fetch_some(entry, file, on_bytes)
-            file.check(remedy="fetch it again")
-
-    def _fetch_some(self, entry: FileEntry, file: PartFile, on_bytes: OnBytes) -> bool:
-        """Fetch until the end of what there is, or of the hours in which the line may be used; True at the former."""
-        request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
-        self._count("Fetch", request)
-        with closing(stream(self._transfer.Fetch, request)) as replies:
-            for reply in replies:
-                if file.position + len(reply.data) > entry.size:
-                    raise VerificationError(f"more came than the {entry.size} bytes of {entry.digest}")
-                file.append(reply.data)
-                sys.audit("concord.point", "chunk fetched")
-                on_bytes(file.position, entry.size)
-                self._pace.spend(len(reply.data))
-                if not self._pace.is_open:
-                    return False
-        return True
+        self._fetching.fetch(entry, to=to, on_bytes=on_bytes)
 
     def submit(self, outbound: Outbound, *, on_bytes: OnBytes) -> bytes:
         """Upload an expert and have its contribution recorded; returns the verified receipt."""
-        receipt = self._retry(lambda: self._submit_once(outbound, on_bytes))
+        receipt = self._uploading.upload(outbound, on_bytes=on_bytes)
         self.believe(receipt, entry=outbound.said.note)
         return receipt
-
-    def _submit_once(self, outbound: Outbound, on_bytes: OnBytes) -> bytes:
-        while (upload_id := self._send_some(outbound, on_bytes)) is None:
-            self._pace.wait_until_open()
-        request = transfer_pb2.FinishUploadRequest(upload_id=upload_id)
-        self._count("FinishUpload", request)
-        return bytes(call(self._transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S).receipt)
-
-    def _send_some(self, outbound: Outbound, on_bytes: OnBytes) -> str | None:
-        """Send what is missing, until all is there or the hours in which the line may be used end; the upload's id
-        when all is there.
-        """
-        self._pace.wait_until_open()
-        request = transfer_pb2.OpenUploadRequest(note=outbound.message.data)
-        self._count("OpenUpload", request)
-        opened = call(self._transfer.OpenUpload, request, timeout_s=CALL_TIMEOUT_S)
-        if opened.chunk_bytes != CHUNK_BYTES:
-            raise MalformedError(f"the coordinator takes chunks of {opened.chunk_bytes} bytes; update this client")
-        entry = outbound.plan.entry
-        received = next((file.received_chunks for file in opened.files if file.digest == entry.digest), 0)
-        plan = ChunkPlan(entry.size)
-        sending = _Sending(outbound, opened.upload_id, missing_chunks(plan, received=received), self._pace)
-        if sending.missing:
-            outbound.record_upload(sending.missing)
-            with closing(stream(self._put_chunks, sending)) as replies:
-                for reply in replies:
-                    received = next(file.received_chunks for file in reply.files if file.digest == entry.digest)
-                    on_bytes(min(received * CHUNK_BYTES, entry.size), entry.size)
-            sending.raise_failure()
-        return opened.upload_id if received == plan.num_chunks else None
 
     def _consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
         request = registry_pb2.GetConsistencyRequest(old_size=old_size, new_size=new_size)
@@ -301,40 +205,7 @@ class Client:
 
     def _call(self, method: Callable[..., _Result], request: Request) -> _Result:
         def attempt() -> _Result:
-            self._count(type(request).__name__.removesuffix("Request"), request)
+            self._traffic.sent(type(request).__name__.removesuffix("Request"), request.ByteSize())
             return call(method, request, timeout_s=CALL_TIMEOUT_S)
 
         return self._retry(attempt)
-
-    def _count(self, name: str, request: Request) -> None:
-        self._traffic.sent(name, request.ByteSize())
-
-
-class _Sending:
-    """The chunks of one stream. gRPC asks for them on a thread of its own: what fails there is kept for the caller."""
-
-    def __init__(self, outbound: Outbound, upload_id: str, missing: range, pace: Pace) -> None:
-        self.missing = missing
-        self._outbound, self._upload_id, self._pace = outbound, upload_id, pace
-        self._indices = iter(missing)
-        self._failure: Exception | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> bytes:
-        index = next(self._indices)
-        if self._failure is not None or not self._pace.is_open:
-            raise StopIteration
-        try:
-            data, digest = self._outbound.read_chunk(index)
-        except (ConcordError, OSError) as error:
-            self._failure = error
-            raise StopIteration from error
-        self._pace.spend(len(data))
-        return ChunkMessage(self._upload_id, self._outbound.plan.entry.digest, index, data, digest).format()
-
-    def raise_failure(self) -> None:
-        """Raise what ended the stream early, if anything of ours did."""
-        if self._failure is not None:
-            raise self._failure

@@ -35,11 +35,12 @@ from common.trust.rules import owner_key_name, witness_key_name
 from common.trust.statements import ConsentRevoke, OwnerEnrol, OwnerKeyRevoke
 from owner_client import egress
 from owner_client.chain import Chain, Said
-from owner_client.client import Client, Retry, redeem
+from owner_client.client import Client, redeem
 from owner_client.config import OwnerHome, OwnerSettings
 from owner_client.ledger import ledger_at
 from owner_client.pace import Pace
 from owner_client.pins import Pins
+from owner_client.retry import Retry
 from owner_client.review import Reviews
 from owner_client.traffic import Traffic
 

@@ -31,9 +31,9 @@ from common.trust.statements import (
 )
 from owner_client import egress
 from owner_client.chain import Chain, Said
-from owner_client.client import OnBytes
 from owner_client.config import ConsentSettings
 from owner_client.egress import EgressPlan
+from owner_client.fetching import OnBytes
 from owner_client.membership import REFUSALS, Membership, send, wait_for_quorum
 
 _BACKDATED: Final = timedelta(minutes=5)

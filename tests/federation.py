@@ -28,10 +28,10 @@ from coordinator.server_identity import ServerIdentity
 from coordinator.servicers import add_services
 from owner_client import membership, participation
 from owner_client.chain import Said
-from owner_client.client import Retry
 from owner_client.config import ConsentSettings, OwnerHome
 from owner_client.membership import Membership, open_membership
 from owner_client.participation import Base
+from owner_client.retry import Retry
 
 FEDERATION = "test.concord"
 SIZES = ModelConfig(

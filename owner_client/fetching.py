@@ -1,0 +1,69 @@
+"""Fetching published files: one goes on where an earlier try ended, and is what its digest says before it has its name.
+
+Files of one manifest come one after another: on one line a second stream only shares what the first one has.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from common.errors import VerificationError
+from common.files import full_disk_is_unavailable
+from common.part_file import PartFile, state_path
+from common.rpc.channel import stream
+from common.trust.manifest import FileEntry
+from owner_client.pace import Pace
+from owner_client.retry import Retry
+from protos import transfer_pb2, transfer_pb2_grpc
+
+OnBytes = Callable[[int, int], None]
+"""(bytes done, bytes in all)."""
+Count = Callable[[str, int], None]
+"""(call, bytes of its request): what leaves is counted."""
+
+
+class Fetching:
+    """Fetches files of one coordinator."""
+
+    def __init__(self, stub: transfer_pb2_grpc.TransferStub, *, retry: Retry, pace: Pace, count: Count) -> None:
+        self._stub, self._retry, self._pace, self._count = stub, retry, pace, count
+
+    def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
+        """Fetch a published file, going on from what an earlier try left in `<to>.part`.
+
+        Raises:
+            VerificationError: what came is not that file; it is dropped.
+        """
+        part = to.with_name(to.name + ".part")
+        with full_disk_is_unavailable(f"{to.name} ({entry.size} bytes)"):
+            self._retry(
+                lambda: self._fetch_rest(entry, part, on_bytes),
+                progress=lambda: PartFile.received(part, size=entry.size),
+            )
+        part.replace(to)
+        state_path(part).unlink()
+
+    def _fetch_rest(self, entry: FileEntry, part: Path, on_bytes: OnBytes) -> None:
+        with closing(PartFile(part, entry)) as file:
+            is_ended = False
+            while file.position < entry.size and not is_ended:
+                self._pace.wait_until_open()
+                is_ended = self._fetch_some(entry, file, on_bytes)
+            file.check(remedy="fetch it again")
+
+    def _fetch_some(self, entry: FileEntry, file: PartFile, on_bytes: OnBytes) -> bool:
+        """Fetch until the end of what there is, or of the hours in which the line may be used; True at the former."""
+        request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
+        self._count("Fetch", request.ByteSize())
+        with closing(stream(self._stub.Fetch, request)) as replies:
+            for reply in replies:
+                if file.position + len(reply.data) > entry.size:
+                    raise VerificationError(f"more came than the {entry.size} bytes of {entry.digest}")
+                file.append(reply.data)
+                sys.audit("concord.point", "chunk fetched")
+                on_bytes(file.position, entry.size)
+                self._pace.spend(len(reply.data))
+                if not self._pace.is_open:
+                    return False
+        return True
