@@ -29,7 +29,8 @@ from common.model import checkpoint
 from common.model.checkpoint import ByteRange, Placed
 from common.model.config import ModelConfig
 from common.model.expert import EXPERT_NAME, ROUTER_NAME, base_tensors, expected_tensors, router_tensors
-from common.trust.pki import CertificateAuthority, Identity, make_csr, new_key
+from common.trust.identity import Identity
+from common.trust.pki import CertificateAuthority, make_csr, new_key
 
 ROUNDS: Final = 3
 CHUNK: Final = 1024 * 1024

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,24 +12,24 @@ from pydantic import ValidationError
 from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting, show_tables
 from common.config import describe, load_options
 from common.console import Reporter, job_progress
-from common.errors import ConflictError, MalformedError
-from common.files import write_secret
+from common.errors import MalformedError
 from common.jobs import run_job
 from common.telemetry import set_up_logging
-from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
 from common.trust.rules import is_in_force, is_to_come
-from common.trust.statements import COORDINATOR, CertRevoke
+from common.trust.statements import COORDINATOR
 from common.trust.tables import tables_of
+from coordinator import identity_cli
 from coordinator.config import CoordinatorSettings
 from coordinator.evaluation import evaluation_job
 from coordinator.home import Coordinator, create, open_home
+from coordinator.options import HomeOption
 from coordinator.recovery import recover
 from coordinator.releases import latest_base, make_release, publish_base
 
 app = new_app("Run a consortium: publish the public model, invite owners, make releases.")
 
-HomeOption = Annotated[Path, typer.Option(envvar="CONCORD_HOME", help="The coordinator's directory.")]
+identity_cli.add_to(app)
 
 
 @app.command()
@@ -167,56 +167,6 @@ def publish(
         base = publish_base(coordinator, existing(model))
         reporter.step(f"public checkpoint of round {base.statement.round} is in the log")
         reporter.result({"base_digest": base.statement.base_digest, "directory": str(base.directory)})
-
-
-@app.command()
-def invite(
-    owner: Annotated[str, typer.Argument(help="The owner's name: small letters, digits and '-'.")],
-    output: Annotated[Path, typer.Option(help="File for the invitation; hand it over in confidence.")],
-    home: HomeOption = Path("coordinator"),
-    as_json: JsonOption = False,
-) -> None:
-    """Write an invitation with which one owner may join, or get a new certificate if it has joined, once and soon."""
-    path = existing(output)
-    if path.exists():
-        raise ConflictError(f"{path} exists already; choose another --output")
-    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        write_secret(path, bytes(_invitation(coordinator, owner)))
-        minutes = coordinator.settings.invitation_minutes
-        if coordinator.enrolment.has_joined(owner):
-            reporter.step(f"{owner} has joined: redeemed in its own home, this gives it a new certificate")
-        reporter.step(f"invitation for {owner} in {path}: good once, for {minutes:g} minutes; keep it secret")
-        reporter.result({"invitation": str(path), "owner": owner})
-
-
-def _invitation(coordinator: Coordinator, owner: str) -> Invitation:
-    settings = coordinator.settings
-    return Invitation(
-        owner=owner,
-        target=f"{settings.reachable_at}:{settings.port}",
-        enrolment_target=f"{settings.reachable_at}:{settings.enrolment_port}",
-        authority=coordinator.authority.certificate_pem.decode(),
-        root=coordinator.registry.root,
-        token=coordinator.enrolment.invite(owner, lifetime=timedelta(minutes=settings.invitation_minutes)),
-    )
-
-
-@app.command()
-def revoke(
-    owner: Annotated[str, typer.Argument(help="The owner whose certificates are good no longer.")],
-    reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
-    home: HomeOption = Path("coordinator"),
-    as_json: JsonOption = False,
-) -> None:
-    """Revoke an owner's certificates, from its next call on. Consents and experts stay; an invitation lets it back."""
-    with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        latest = coordinator.enrolment.latest_certificates().get(owner)
-        if latest is not None and latest.is_revoked:
-            raise ConflictError(f"the certificates of {owner} are revoked already; an invitation lets it back")
-        fields = {"owner": owner} | ({} if reason is None else {"reason": reason})
-        recorded = coordinator.registry.issue(CertRevoke, **fields)
-        reporter.step(f"the certificates of {owner} are revoked: entry {recorded.leaf_index} of the log")
-        reporter.result({"owner": owner, "entry": recorded.leaf_index})
 
 
 @app.command()

@@ -34,8 +34,8 @@ class CoordinatorSettings(Settings):
     """Host name or address that owners use to reach this coordinator, where it is not `host`."""
     line: str = "main"
     num_experts_per_tok: Annotated[int, Field(ge=1, le=64)] = 2
-    certificate_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24 * 30
-    """A daemon renews at half of it; one that was away for longer cannot come back yet, so it is long."""
+    certificate_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 24
+    """A daemon renews between half and two thirds of it; one that was away for longer needs an invitation."""
     invitation_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] = 15
     threads: Annotated[int, Field(ge=2, le=1024)] = 64
     """Of each port. An upload or download holds one while it lasts."""

@@ -10,9 +10,10 @@ from common.files import exclusive
 from common.rpc.channel import listen, make_server
 from common.signals import stop_on_signals
 from coordinator.file_server import FileServer
-from coordinator.home import open_home, server_identity
+from coordinator.home import open_home
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
+from coordinator.server_identity import ServerIdentity
 from coordinator.servicers import add_services
 from coordinator.upkeep import Upkeep
 from coordinator.withdrawal import carry_out
@@ -39,7 +40,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         show_logged(coordinator)
         carry_out(coordinator, in_background=True)
         coordinator.registry.publish()
-        settings, tls = coordinator.settings, server_identity(coordinator)
+        settings, tls = coordinator.settings, ServerIdentity(coordinator)
         # Threads of their own: whoever holds those of the port that is open to all keeps no member waiting.
         servers = [
             make_server(coordinator.enrolment.authenticate, threads=settings.threads, anonymous=anonymous)
@@ -59,4 +60,5 @@ def serve(path: Path, *, reporter: Reporter) -> None:
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()
+        coordinator.enrolment.reads.write()
         reporter.step("stopped; everything acknowledged is on disk")

@@ -11,31 +11,35 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
-from common.errors import ConcordError, MalformedError, NotPermittedError, VerificationError
+from common.errors import ConcordError, MalformedError, NotFoundError, NotPermittedError, VerificationError
 from common.trust.certificate_request import CertificateRequest, check_signed, parse_certificate_request
+from common.trust.identity import Identity
 from common.trust.invitation import TOKEN_BYTES, token_hash
-from common.trust.pki import CertificateAuthority, Identity, identity_of
+from common.trust.pki import CertificateFacts, identity_of
 from common.trust.statements import COORDINATOR, CertRevoke, Statement, format_time
+from coordinator.authority import Authority
+from coordinator.permissions import OPEN, check_permitted
+from coordinator.reads import Reads
 from coordinator.registry import Recorded, Registry
 from coordinator.store import Store
 from coordinator.tables import certificates, invitations
 
 _BACKDATED: Final = timedelta(minutes=5)
 """How long before now a certificate is valid, for owners' slow clocks."""
-OPEN_METHODS: Final = ("/concord.v1.Enrolment/Redeem",)
-"""The calls that need no certificate."""
-
 _COME_BACK: Final = "ask the admin for an invitation and run `concord owner enrol` with it in the same home"
 
 
 @dataclass(frozen=True, slots=True)
 class LatestCertificate:
-    """The latest certificate of an owner: until when it is good, and whether it was revoked before."""
+    """The latest certificate of a party: until when it is good, whether it was revoked before, since when it is there,
+    and the fingerprint of the root that it is under."""
 
     not_after: datetime
     is_revoked: bool
+    issued_at: datetime
+    root: str
 
     def describe(self, *, at: datetime) -> str:
         """What it is good for, in a word or two."""
@@ -60,7 +64,7 @@ class Enrolment:
         store: Store,
         registry: Registry,
         *,
-        authority: CertificateAuthority,
+        authority: Authority,
         certificate_lifetime: timedelta,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -69,19 +73,26 @@ class Enrolment:
         self._authority = authority
         self._lifetime = certificate_lifetime
         self._now = now
+        self.reads = Reads(store)
+        """What auditors read, which is counted."""
 
     def latest_certificates(self) -> dict[str, LatestCertificate]:
-        """By owner."""
-        wanted = select(certificates.c.party, certificates.c.not_after, certificates.c.revoked_at)
+        """By party: an owner's name, another's with its role before it."""
         with self._store.reading() as connection:
-            rows = connection.execute(wanted.order_by(certificates.c.not_after)).all()
+            rows = connection.execute(select(certificates).order_by(certificates.c.not_after)).all()
         return {
-            row.party: LatestCertificate(datetime.fromtimestamp(row.not_after, UTC), row.revoked_at is not None)
+            row.party: LatestCertificate(
+                datetime.fromtimestamp(row.not_after, UTC),
+                row.revoked_at is not None,
+                datetime.fromtimestamp(row.issued_at, UTC),
+                row.root,
+            )
             for row in rows
         }
 
     def invite(self, owner: str, *, lifetime: timedelta) -> str:
-        """A new one-time token for `owner`; only its hash is kept. One who has joined gets a new certificate for it.
+        """A new one-time token for `owner`, or for another with its role before its name, such as `auditor/kim`; only
+        its hash is kept. One who has joined gets a new certificate for it.
 
         Raises:
             MalformedError: no party may be called so.
@@ -110,8 +121,26 @@ class Enrolment:
         certificate = self._certify(csr, owner)
         recorded = self._registry.admit(note, claim=claim)
         with self._store.transaction() as connection:
-            _remember(connection, certificate, owner)
+            _check_claim_stands(connection, token)
+            self._remember(connection, certificate, owner)
         return Enrolled(certificate, recorded)
+
+    def certify(self, token: str, *, csr: bytes) -> bytes:
+        """A certificate for an admin, an auditor or a witness, whose word is in no log: its invitation is all it needs.
+
+        Raises:
+            NotPermittedError: the token is unknown, used, expired or an owner's.
+        """
+        now = self._now().timestamp()
+        with self._store.reading() as connection:
+            who = connection.execute(select(invitations.c.owner).where(_is_token(token))).scalar()
+        if who is None or "/" not in who:
+            raise NotPermittedError("this invitation is not from this coordinator, or is an owner's; ask for a new one")
+        certificate = self._certify(csr, who)
+        with self._store.transaction() as connection:
+            _claim(connection, token, owner=who, request=_request_of(csr, b""), now=now)
+            self._remember(connection, certificate, who)
+        return certificate
 
     def has_joined(self, owner: str) -> bool:
         """Whether the log has an owner of that name."""
@@ -140,17 +169,39 @@ class Enrolment:
         certificate = self._certify(csr, request.party)
         now = self._now().timestamp()
         with self._store.transaction() as connection:
-            _claim(connection, token, owner=request.party, request=_request_of(csr, note), now=now)
-            _revoke(connection, request.party, at=now)
-            _remember(connection, certificate, request.party)
+            claimed_at = _claim(connection, token, owner=request.party, request=_request_of(csr, note), now=now)
+            _revoke(connection, request.party, at=claimed_at)
+            self._remember(connection, certificate, request.party)
         return certificate
 
-    def renew(self, party: str, *, csr: bytes) -> bytes:
-        """A new certificate for a party that showed a valid one."""
+    def renew(self, party: str, *, csr: bytes, shown: bytes | None = None) -> bytes:
+        """A new certificate for a party that has `shown` a valid one; it must be valid still when this is on disk.
+
+        Raises:
+            NotPermittedError: it was revoked meanwhile.
+        """
         certificate = self._certify(csr, party)
         with self._store.transaction() as connection:
-            _remember(connection, certificate, party)
+            if shown is not None:
+                self._check_known(connection, identity_of(shown))
+            self._remember(connection, certificate, party)
         return certificate
+
+    def revoke(self, caller: str) -> None:
+        """End the certificates of an admin, an auditor or a witness, of whom the log knows nothing.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        if caller not in self.latest_certificates():
+            raise NotFoundError(f"{caller[:80]} has no certificate; see: concord coordinator owners")
+        with self._store.transaction() as connection:
+            _revoke(connection, caller, at=self._now().timestamp())
+
+    @property
+    def authority(self) -> Authority:
+        """What certificates are made with."""
+        return self._authority
 
     def authenticate(self, certificate: bytes | None, method: str) -> str:
         """The party that calls `method` with this certificate, judged anew on every call.
@@ -158,7 +209,7 @@ class Enrolment:
         Raises:
             NotPermittedError: no certificate, or one that is not ours, has lapsed or was revoked.
         """
-        if method in OPEN_METHODS:
+        if method in OPEN:
             return ""
         if certificate is None:
             raise NotPermittedError(f"{method} needs a client certificate; enrol first")
@@ -173,22 +224,41 @@ class Enrolment:
                 f"the certificate of {facts.identity.party} lapsed at {facts.not_after}; {_COME_BACK}"
             )
         with self._store.reading() as connection:
-            known = connection.execute(
-                select(certificates.c.party, certificates.c.revoked_at).where(certificates.c.serial == facts.serial)
-            ).first()
-        if known is None or known.party != facts.identity.party or known.revoked_at is not None:
+            self._check_known(connection, facts)
+        check_permitted(facts.identity, method)
+        if facts.identity.role == "auditor":
+            self.reads.count(facts.identity.caller, method)
+        return facts.identity.caller
+
+    def _check_known(self, connection: Connection, facts: CertificateFacts) -> None:
+        known = connection.execute(
+            select(certificates.c.party, certificates.c.revoked_at).where(certificates.c.serial == facts.serial)
+        ).first()
+        if known is None or known.party != facts.identity.caller or known.revoked_at is not None:
             raise NotPermittedError(
                 f"the certificate of {facts.identity.party} is revoked or was never issued here; {_COME_BACK}"
             )
-        return facts.identity.party
 
-    def _identity(self, owner: str) -> Identity:
-        if owner == COORDINATOR:
-            raise MalformedError(f"no owner may be called {owner!r}")
+    def _identity(self, caller: str) -> Identity:
+        if caller.rpartition("/")[2] == COORDINATOR:
+            raise MalformedError(f"nobody may be called {COORDINATOR!r}")
         try:
-            return Identity.owner(self._registry.root.federation, party=owner)
+            return Identity.of_caller(self._registry.root.federation, caller)
         except ValueError as error:
-            raise MalformedError(f"owner {owner[:80]!r}: {error}") from error
+            raise MalformedError(f"owner {caller[:80]!r}: {error}") from error
+
+    def _remember(self, connection: Connection, certificate: bytes, caller: str) -> None:
+        facts = identity_of(certificate)
+        connection.execute(
+            insert(certificates).values(
+                serial=facts.serial,
+                party=caller,
+                not_after=facts.not_after.timestamp(),
+                revoked_at=None,
+                issued_at=self._now().timestamp(),
+                root=self._authority.root_fingerprint,
+            )
+        )
 
     def _certify(self, csr: bytes, party: str) -> bytes:
         now = self._now()
@@ -216,16 +286,26 @@ def _request_of(csr: bytes, note: bytes) -> str:
     return hashlib.sha256(len(csr).to_bytes(8, "big") + csr + note).hexdigest()
 
 
-def _remember(connection: Connection, certificate: bytes, party: str) -> None:
-    facts = identity_of(certificate)
-    connection.execute(
-        insert(certificates).values(
-            serial=facts.serial, party=party, not_after=facts.not_after.timestamp(), revoked_at=None
+def _is_token(token: str) -> ColumnElement[bool]:
+    return invitations.c.token_hash == token_hash(token)
+
+
+def _check_claim_stands(connection: Connection, token: str) -> None:
+    """A request that is kept and sent again gives nothing once its owner's certificates were revoked after it."""
+    claimed = connection.execute(select(invitations).where(_is_token(token))).first()
+    if claimed is None:
+        return
+    revoked = connection.execute(
+        select(func.max(certificates.c.revoked_at)).where(certificates.c.party == claimed.owner)
+    ).scalar()
+    if revoked is not None and claimed.used_at is not None and revoked > claimed.used_at:
+        raise NotPermittedError(
+            f"certificates of {claimed.owner} were revoked since this invitation was used; {_COME_BACK}"
         )
-    )
 
 
-def _claim(connection: Connection, token: str, *, owner: str, request: str, now: float) -> None:
+def _claim(connection: Connection, token: str, *, owner: str, request: str, now: float) -> float:
+    """Use a token up, or find that this very request did; returns when it was used."""
     hashed = token_hash(token)
     claimed = connection.execute(
         update(invitations)
@@ -239,14 +319,15 @@ def _claim(connection: Connection, token: str, *, owner: str, request: str, now:
         .returning(invitations.c.owner)
     ).first()
     if claimed is not None:
-        return
+        return now
     found = connection.execute(select(invitations).where(invitations.c.token_hash == hashed)).first()
     if found is None:
         raise NotPermittedError("this invitation is not from this coordinator; ask the admin for a new one")
     if found.owner != owner:
         raise NotPermittedError(f"this invitation is for {found.owner}, not for {owner}")
     if found.used_by == request:
-        return
+        _check_claim_stands(connection, token)
+        return float(found.used_at)
     if found.used_at is not None:
         raise NotPermittedError(f"this invitation was used already; ask the admin for a new one for {owner}")
     raise NotPermittedError(f"this invitation has expired; ask the admin for a new one for {owner}")

@@ -4,18 +4,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from common.errors import ConflictError, MalformedError
 from common.files import make_private_directory, read_required, write_atomic, write_secret
-from common.rpc.identity import TlsIdentity
 from common.trust.note import SigningKey
-from common.trust.pki import CertificateAuthority, Identity, identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.statements import COORDINATOR
 from common.trust.tiles import CHECKPOINT_NAME
+from coordinator.authority import Authority, create_authorities
 from coordinator.config import CoordinatorHome, CoordinatorSettings
 from coordinator.enrolment import Enrolment, revoke_certificates
 from coordinator.intake import Intake
@@ -42,7 +41,7 @@ class Coordinator:
     publication: Publication
     enrolment: Enrolment
     intake: Intake
-    authority: CertificateAuthority
+    authority: Authority
 
 
 def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
@@ -65,15 +64,13 @@ def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
 def _write_keys(home: CoordinatorHome, settings: CoordinatorSettings) -> None:
     make_private_directory(home.path)
     try:
-        authority = CertificateAuthority.create(settings.federation, now=datetime.now(UTC))
+        create_authorities(home.keys, settings.federation)
     except ValueError as error:
         raise MalformedError(str(error)) from error
     log_key = SigningKey.generate(settings.origin)
     own_key = SigningKey.generate(f"{settings.federation}/{COORDINATOR}")
-    write_secret(home.keys / "ca.key", authority.key_pem)
     write_secret(home.keys / "log.key", log_key.to_pem())
     write_secret(home.keys / "coordinator.key", own_key.to_pem())
-    write_atomic(home.keys / "ca.pem", authority.certificate_pem)
     root = TrustedRoot(settings.federation, settings.origin, log_key.verifier, own_key.verifier)
     publication = Publication(home.public)
     write_atomic(publication.path / ROOT_NAME, bytes(root))
@@ -125,10 +122,8 @@ def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: S
         )
     log_key = SigningKey.from_pem(read_required(home.keys / "log.key", hint=_HINT), name=root.log.name)
     own_key = SigningKey.from_pem(read_required(home.keys / "coordinator.key", hint=_HINT), name=root.coordinator.name)
-    authority = CertificateAuthority.from_pem(
-        read_required(home.keys / "ca.key", hint=_HINT),
-        certificate_pem=read_required(home.keys / "ca.pem", hint=_HINT),
-    )
+    authority = Authority(home.keys)
+    authority.now  # noqa: B018 (what is missing is said before anything is opened)
     log = Log(store, key=log_key, origin=root.origin, directory=publication.log)
     registry = Registry(
         store,
@@ -142,24 +137,3 @@ def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: S
     enrolment = Enrolment(store, registry, authority=authority, certificate_lifetime=lifetime)
     intake = Intake(home.incoming, home.quarantine, registry, publication)
     return Coordinator(home, settings, store, log, registry, publication, enrolment, intake, authority)
-
-
-def server_identity(coordinator: Coordinator) -> TlsIdentity:
-    """The coordinator's own TLS key and certificate, renewed where less than a third of its life is left."""
-    path, authority = coordinator.home.keys / "server.pem", coordinator.authority.certificate_pem
-    now = datetime.now(UTC)
-    if path.exists():
-        identity = TlsIdentity.parse(path.read_bytes(), authority=authority)
-        if identity_of(identity.certificate).not_after > now + _SERVER_LIFETIME / 3:
-            return identity
-    key = new_key()
-    certificate = coordinator.authority.issue(
-        make_csr(key),
-        identity=Identity.coordinator(coordinator.registry.root.federation),
-        not_before=now - _BACKDATED,
-        not_after=now + _SERVER_LIFETIME,
-        server_names=list(dict.fromkeys((coordinator.settings.reachable_at, "localhost", "127.0.0.1"))),
-    )
-    identity = TlsIdentity(key, certificate, authority)
-    write_secret(path, bytes(identity))
-    return identity

@@ -99,4 +99,6 @@ def _grant(connection: Connection, writer: str) -> None:
     connection.exec_driver_sql(f"GRANT SELECT, INSERT ON {names} TO {role}")
     connection.exec_driver_sql(f"GRANT SELECT ON alembic_version TO {role}")
     for table, columns in CHANGING.items():
+        if not columns:
+            continue
         connection.exec_driver_sql(f"GRANT UPDATE ({', '.join(columns)}) ON {table.name} TO {role}")

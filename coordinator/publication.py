@@ -6,8 +6,9 @@ files are hard links to objects, each with the `manifest.json` that the log name
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from common.errors import ConflictError, MalformedError, NotFoundError
@@ -21,8 +22,10 @@ from common.files import (
     write_atomic,
 )
 from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, check_digest, digest_of, digest_of_file
+from common.trust.tiles import CHECKPOINT_NAME
 
 ROOT_NAME: Final = "trusted_root.json"
+_LONGEST_NAME: Final = 1024
 
 
 class Publication:
@@ -63,6 +66,25 @@ class Publication:
     def manifest(self, digest: str) -> Manifest:
         """A published manifest by its digest."""
         return Manifest.parse(self.find(digest).read_bytes())
+
+    def listed(self) -> Iterator[tuple[str, int]]:
+        """Every published file, the log's checkpoint first: path and size. What is being written has no name yet."""
+        paths = sorted(self.path.rglob("*"), key=lambda path: (path.name != CHECKPOINT_NAME, str(path)))
+        for path in paths:
+            if not any(part.startswith(".") for part in path.relative_to(self.path).parts):
+                with suppress(FileNotFoundError):  # taken away since
+                    if path.is_file() and not path.is_symlink():
+                        yield str(path.relative_to(self.path)), path.stat().st_size
+
+    def listed_path(self, name: str) -> Path:
+        """Where one of these files is; `NotFoundError` for anything else, wherever it may be."""
+        parts = PurePosixPath(name[:_LONGEST_NAME]).parts
+        if not parts or str(PurePosixPath(*parts)) != name or any(part.startswith((".", "/")) for part in parts):
+            raise NotFoundError(f"{name[:200]!r} is not published")
+        path = self.path.joinpath(*parts)
+        if not path.is_file() or path.resolve() != self.path.resolve().joinpath(*parts):
+            raise NotFoundError(f"{name[:200]!r} is not published")
+        return path
 
     def add_file(self, path: Path, *, entry: FileEntry) -> bool:
         """Publish a file whose digest the caller has checked, moving it in; False where it is there already.

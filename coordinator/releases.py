@@ -95,6 +95,26 @@ def latest_base(history: History) -> BasePublish:
     return max(history.bases.values(), key=lambda base: base.round)
 
 
+def find_release(history: History, name: str) -> ReleasePublish:
+    """A release by name, or the latest where no name is given.
+
+    Raises:
+        NotFoundError: there is none of that name, or it was withdrawn.
+    """
+    standing = [release for release in history.releases.values() if release.withdrawn_index is None]
+    if not name:
+        if not standing:
+            raise NotFoundError("nothing is released yet, or all of it was withdrawn")
+        return standing[-1].statement
+    release = history.releases.get(name)
+    if release is None:
+        known = ", ".join(each.statement.release for each in standing[-5:]) or "none"
+        raise NotFoundError(f"there is no release {name[:80]!r}; there are: {known}")
+    if release.withdrawn_index is not None:
+        raise NotFoundError(f"{name} was withdrawn by entry {release.withdrawn_index} of the log; use a later one")
+    return release.statement
+
+
 def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> PublishedRelease:
     """Make, sign and log the next release from what is in force in the log now.
 

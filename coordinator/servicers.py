@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 
 from common.errors import MalformedError
-from common.rpc.channel import caller
+from common.rpc.channel import authenticate_again, caller, shown_certificate
 from common.rpc.chunk_message import ChunkMessage, parse_chunk
 from common.rpc.one_ahead import one_ahead
 from common.rpc.transfer import CHUNK_BYTES
@@ -17,8 +17,8 @@ from coordinator.home import Coordinator
 from coordinator.intake import FileProgress, Intake
 from coordinator.publication import Publication
 from coordinator.registry import Registry
-from coordinator.releases import latest_base
-from coordinator.streams import Streams
+from coordinator.releases import find_release, latest_base
+from coordinator.streams import Permitted, Streams
 from coordinator.withdrawal import carry_out
 from protos import (
     enrolment_pb2,
@@ -41,6 +41,9 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
         if is_certificate_request(request.note):
             certificate = self._enrolment.recertify(request.token, csr=request.csr, note=request.note)
             return enrolment_pb2.RedeemReply(certificate=certificate)
+        if not request.note:
+            certificate = self._enrolment.certify(request.token, csr=request.csr)
+            return enrolment_pb2.RedeemReply(certificate=certificate)
         _, statement = parse_note(request.note)
         enrolled = self._enrolment.redeem(request.token, csr=request.csr, note=request.note, owner=statement.party)
         return enrolment_pb2.RedeemReply(
@@ -50,7 +53,8 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
         )
 
     def Renew(self, request: enrolment_pb2.RenewRequest, context: grpc.ServicerContext) -> enrolment_pb2.RenewReply:
-        return enrolment_pb2.RenewReply(certificate=self._enrolment.renew(caller(), csr=request.csr))
+        certificate = self._enrolment.renew(caller(), csr=request.csr, shown=shown_certificate())
+        return enrolment_pb2.RenewReply(certificate=certificate, authority=self._enrolment.authority.certificate_pem)
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
@@ -97,6 +101,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         manifest = self._publication.manifest(base.base_digest)
         return registry_pb2.GetBaseReply(note=entry, receipt=receipt, manifest=bytes(manifest))
 
+    def GetRelease(
+        self, request: registry_pb2.GetReleaseRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.GetReleaseReply:
+        with self._registry.history() as history:
+            release = find_release(history, request.name)
+        entry, receipt = self._registry.find(release)
+        manifest = self._publication.manifest(release.manifest_digest)
+        return registry_pb2.GetReleaseReply(note=entry, receipt=receipt, manifest=bytes(manifest))
+
 
 class TransferServicer(transfer_pb2_grpc.TransferServicer):
     """`protos/transfer.proto`."""
@@ -115,16 +128,17 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     def PutChunks(
         self, request_iterator: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.PutChunksReply]:
-        party = caller()  # asked now: what follows runs when replies are asked for
-        return self._put(party, request_iterator, context)
+        # Asked now: what follows runs when replies are asked for.
+        return self._put(caller(), Permitted(authenticate_again()), request_iterator, context)
 
     def _put(
-        self, party: str, messages: Iterator[bytes], context: grpc.ServicerContext
+        self, party: str, permitted: Permitted, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.PutChunksReply]:
         with self._streams.stream(party, end=context.cancel) as moved:
 
             def received() -> Iterator[ChunkMessage]:
                 for message in one_ahead(messages):
+                    permitted.check()
                     moved()
                     yield parse_chunk(message)
 
@@ -142,14 +156,30 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         party, path = caller(), self._publication.find(request.digest)
         if request.offset > path.stat().st_size:
             raise MalformedError(f"offset {request.offset} is past the end of {request.digest}")
-        return self._fetch(party, path, request.offset, context)
+        return self._fetch(party, Permitted(authenticate_again()), path, request.offset, context)
+
+    def ListPublished(
+        self, request: transfer_pb2.ListPublishedRequest, context: grpc.ServicerContext
+    ) -> Iterator[transfer_pb2.ListPublishedReply]:
+        return (
+            transfer_pb2.ListPublishedReply(path=path, size_bytes=size) for path, size in self._publication.listed()
+        )
+
+    def ReadPublished(
+        self, request: transfer_pb2.ReadPublishedRequest, context: grpc.ServicerContext
+    ) -> Iterator[transfer_pb2.FetchReply]:
+        party, path = caller(), self._publication.listed_path(request.path)
+        if request.offset > path.stat().st_size:
+            raise MalformedError(f"offset {request.offset} is past the end of {request.path[:200]}")
+        return self._fetch(party, Permitted(authenticate_again()), path, request.offset, context)
 
     def _fetch(
-        self, party: str, path: Path, offset: int, context: grpc.ServicerContext
+        self, party: str, permitted: Permitted, path: Path, offset: int, context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.FetchReply]:
         with self._streams.stream(party, end=context.cancel) as moved, path.open("rb") as file:
             file.seek(offset)
             while data := file.read(CHUNK_BYTES):
+                permitted.check()
                 yield transfer_pb2.FetchReply(data=data)
                 moved()
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from time import monotonic
 from typing import Final
 
 from common.errors import UnavailableError
@@ -14,6 +15,21 @@ SILENCE_S: Final = 60.0
 KEPT_FREE: Final = 4
 """Threads that streams leave to short calls."""
 A_PARTY: Final = 4
+ASK_AGAIN_S: Final = 1.0
+"""A stream of somebody who may call no longer ends so soon."""
+
+
+class Permitted:
+    """Asks again and again, while a stream lasts, whether its caller may call still. Made where the call begins."""
+
+    def __init__(self, ask: Callable[[], object], *, now: Callable[[], float] = monotonic) -> None:
+        self._ask, self._now, self._asked_at = ask, now, now()
+
+    def check(self) -> None:
+        """Raise `NotPermittedError` where that was found out to be over."""
+        if self._now() - self._asked_at >= ASK_AGAIN_S:
+            self._ask()
+            self._asked_at = self._now()
 
 
 class Streams:

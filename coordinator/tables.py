@@ -1,5 +1,6 @@
 """The tables. The log's only grow; the others hold what the log cannot say."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from sqlalchemy import (
@@ -74,8 +75,23 @@ certificates = Table(
     Column("party", Text, nullable=False),
     Column("not_after", Double, nullable=False),
     Column("revoked_at", Double),
+    Column("issued_at", Double, nullable=False),
+    Column("root", Text, nullable=False),
+)
+reads = Table(
+    "reads",
+    metadata,
+    Column("party", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("day", Text, nullable=False),
+    Column("calls", _Number, nullable=False),
+    Column("written_at", Double, nullable=False),
 )
 
 APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures, later_cosignatures)
-CHANGING: Final = {invitations: ("used_at", "used_by"), certificates: ("revoked_at",)}
+CHANGING: Final[Mapping[Table, tuple[str, ...]]] = {
+    invitations: ("used_at", "used_by"),
+    certificates: ("revoked_at",),
+    reads: (),
+}
 """Tables that are no log, and which of their columns change."""

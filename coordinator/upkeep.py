@@ -50,6 +50,7 @@ class Upkeep:
             ConcordError: something cannot be done now; the rest is done.
         """
         self._coordinator.log.follow()
+        self._coordinator.enrolment.reads.write()
         with self._coordinator.registry.history() as history:
             asked = len(history.taking_back), len(history.withdrawals)
         if asked != self._done:

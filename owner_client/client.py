@@ -45,13 +45,21 @@ class Request(Protocol):
 
 
 def redeem(
-    target: str, *, authority: bytes, token: str, csr: Message, note: Message, retry: Retry
+    target: str, *, authority: bytes, token: str, csr: Message, note: Message, retry: Retry, traffic: Traffic
 ) -> enrolment_pb2.RedeemReply:
     """Redeem an invitation. The reply is not verified yet."""
     with open_channel(target, authority=authority, tls=None) as channel:
         stub = enrolment_pb2_grpc.EnrolmentStub(channel)
         request = enrolment_pb2.RedeemRequest(token=token, csr=csr.data, note=note.data)
-        return retry(lambda: call(stub.Redeem, request, timeout_s=CALL_TIMEOUT_S))
+
+        def attempt() -> enrolment_pb2.RedeemReply:
+            traffic.sent("Redeem", request.ByteSize())
+            return call(stub.Redeem, request, timeout_s=CALL_TIMEOUT_S)
+
+        try:
+            return retry(attempt)
+        finally:
+            traffic.write()
 
 
 class Client:
@@ -87,10 +95,10 @@ class Client:
         self._channel.close()
         self._traffic.write()
 
-    def renew(self, csr: Message) -> bytes:
-        """A new certificate for the key in `csr`."""
-        request = enrolment_pb2.RenewRequest(csr=csr.data)
-        return self._call(self._enrolment.Renew, request).certificate
+    def renew(self, csr: Message) -> tuple[bytes, bytes]:
+        """A new certificate for the key in `csr`, and the roots to trust from now on; both PEM."""
+        reply = self._call(self._enrolment.Renew, enrolment_pb2.RenewRequest(csr=csr.data))
+        return reply.certificate, reply.authority
 
     def record(self, message: Message, *, is_last: bool = False) -> bytes:
         """Record a signed statement; returns its verified receipt.

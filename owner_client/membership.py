@@ -29,7 +29,7 @@ from common.trust.certificate_request import CertificateRequest, parse_certifica
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
 from common.trust.note import Checkpoint, Note, SigningKey
-from common.trust.pki import identity_of, make_csr, new_key
+from common.trust.pki import CertificateFacts, check_roots, identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.rules import owner_key_name, witness_key_name
 from common.trust.statements import ConsentRevoke, OwnerEnrol, OwnerKeyRevoke
@@ -135,6 +135,7 @@ def _recertify(home: OwnerHome, invitation: Invitation, retry: Retry) -> None:
         csr=egress.certificate_request(home.ledger, csr, to=to),
         note=egress.message(home.ledger, "request", name="proof of key", data=request, to=to),
         retry=retry,
+        traffic=Traffic(ledger_at(home.ledger), to=to),
     )
     write_atomic(home.authority, authority)
     write_secret(home.tls, bytes(TlsIdentity(key_file.read_bytes(), reply.certificate, authority)))
@@ -190,6 +191,7 @@ def _redeem(home: OwnerHome, invitation: Invitation, chain: Chain, key: SigningK
         csr=egress.certificate_request(home.ledger, csr, to=to),
         note=egress.statement(home.ledger, said, to=to),
         retry=retry,
+        traffic=Traffic(ledger_at(home.ledger), to=to),
     )
     if Note.parse(reply.note).text != said.statement.text:
         raise MalformedError("the coordinator logged another enrolment than the one that was sent")
@@ -363,14 +365,23 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
 
 
 def renew_if_due(member: Membership) -> bool:
-    """Renew the certificate, with a new key, once half of its life is over."""
+    """Renew the certificate, with a new key, when its moment has come; the reply says which roots to trust."""
     authority = member.home.authority.read_bytes()
     facts = identity_of(TlsIdentity.parse(member.home.tls.read_bytes(), authority=authority).certificate)
-    now = datetime.now(UTC)
-    if now < facts.not_before + (facts.not_after - facts.not_before) / 2:
+    if datetime.now(UTC) < renewal_moment(facts):
         return False
     key = new_key()
     csr = make_csr(key)
-    certificate = member.client.renew(egress.certificate_request(member.home.ledger, csr, to=member.settings.target))
-    write_secret(member.home.tls, bytes(TlsIdentity(key, certificate, authority)))
+    message = egress.certificate_request(member.home.ledger, csr, to=member.settings.target)
+    certificate, roots = member.client.renew(message)
+    check_roots(roots)
+    write_atomic(member.home.authority, roots)  # first: what the new certificate is under is among them
+    write_secret(member.home.tls, bytes(TlsIdentity(key, certificate, roots)))
     return True
+
+
+def renewal_moment(facts: CertificateFacts) -> datetime:
+    """When a certificate is to be renewed: a moment between half and two thirds of its life that its serial draws, so
+    that owners who joined together do not all come at once."""
+    drawn = int(facts.serial[-8:], 16) / 16**8
+    return facts.not_before + (facts.not_after - facts.not_before) * (1 / 2 + drawn / 6)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/enrolment.proto\x12\nconcord.v1\"9\n\rRedeemRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x0c\n\x04note\x18\x03 \x01(\x0c\"A\n\x0bRedeemReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0c\n\x04note\x18\x02 \x01(\x0c\x12\x0f\n\x07receipt\x18\x03 \x01(\x0c\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\x84\x01\n\tEnrolment\x12<\n\x06Redeem\x12\x19.concord.v1.RedeemRequest\x1a\x17.concord.v1.RedeemReply\x12\x39\n\x05Renew\x12\x18.concord.v1.RenewRequest\x1a\x16.concord.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/enrolment.proto\x12\nconcord.v1\"9\n\rRedeemRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x0c\n\x04note\x18\x03 \x01(\x0c\"A\n\x0bRedeemReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0c\n\x04note\x18\x02 \x01(\x0c\x12\x0f\n\x07receipt\x18\x03 \x01(\x0c\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"4\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x32\x84\x01\n\tEnrolment\x12<\n\x06Redeem\x12\x19.concord.v1.RedeemRequest\x1a\x17.concord.v1.RedeemReply\x12\x39\n\x05Renew\x12\x18.concord.v1.RenewRequest\x1a\x16.concord.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_start=164
   _globals['_RENEWREQUEST']._serialized_end=191
   _globals['_RENEWREPLY']._serialized_start=193
-  _globals['_RENEWREPLY']._serialized_end=226
-  _globals['_ENROLMENT']._serialized_start=229
-  _globals['_ENROLMENT']._serialized_end=361
+  _globals['_RENEWREPLY']._serialized_end=245
+  _globals['_ENROLMENT']._serialized_start=248
+  _globals['_ENROLMENT']._serialized_end=380
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/registry.proto\x12\nconcord.v1\"\x1d\n\rRecordRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"\x1e\n\x0bRecordReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"-\n\x14GetCheckpointRequest\x12\x15\n\rwith_cosigned\x18\x01 \x01(\x08\":\n\x12GetCheckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x10\n\x08\x63osigned\x18\x02 \x03(\x0c\"#\n\rCosignRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\"\r\n\x0b\x43osignReply\";\n\x15GetConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\"%\n\x13GetConsistencyReply\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"\x11\n\x0fGetChainRequest\"/\n\rGetChainReply\x12\x10\n\x08next_seq\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\t\"\x10\n\x0eGetBaseRequest\"?\n\x0cGetBaseReply\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x32\xb4\x03\n\x08Registry\x12<\n\x06Record\x12\x19.concord.v1.RecordRequest\x1a\x17.concord.v1.RecordReply\x12Q\n\rGetCheckpoint\x12 .concord.v1.GetCheckpointRequest\x1a\x1e.concord.v1.GetCheckpointReply\x12<\n\x06\x43osign\x12\x19.concord.v1.CosignRequest\x1a\x17.concord.v1.CosignReply\x12T\n\x0eGetConsistency\x12!.concord.v1.GetConsistencyRequest\x1a\x1f.concord.v1.GetConsistencyReply\x12\x42\n\x08GetChain\x12\x1b.concord.v1.GetChainRequest\x1a\x19.concord.v1.GetChainReply\x12?\n\x07GetBase\x12\x1a.concord.v1.GetBaseRequest\x1a\x18.concord.v1.GetBaseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/registry.proto\x12\nconcord.v1\"\x1d\n\rRecordRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"\x1e\n\x0bRecordReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"-\n\x14GetCheckpointRequest\x12\x15\n\rwith_cosigned\x18\x01 \x01(\x08\":\n\x12GetCheckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\x12\x10\n\x08\x63osigned\x18\x02 \x03(\x0c\"#\n\rCosignRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\x0c\"\r\n\x0b\x43osignReply\";\n\x15GetConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\"%\n\x13GetConsistencyReply\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\"\x11\n\x0fGetChainRequest\"/\n\rGetChainReply\x12\x10\n\x08next_seq\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\t\"\x10\n\x0eGetBaseRequest\"?\n\x0cGetBaseReply\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\"!\n\x11GetReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x0fGetReleaseReply\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x32\xfe\x03\n\x08Registry\x12<\n\x06Record\x12\x19.concord.v1.RecordRequest\x1a\x17.concord.v1.RecordReply\x12Q\n\rGetCheckpoint\x12 .concord.v1.GetCheckpointRequest\x1a\x1e.concord.v1.GetCheckpointReply\x12<\n\x06\x43osign\x12\x19.concord.v1.CosignRequest\x1a\x17.concord.v1.CosignReply\x12T\n\x0eGetConsistency\x12!.concord.v1.GetConsistencyRequest\x1a\x1f.concord.v1.GetConsistencyReply\x12\x42\n\x08GetChain\x12\x1b.concord.v1.GetChainRequest\x1a\x19.concord.v1.GetChainReply\x12?\n\x07GetBase\x12\x1a.concord.v1.GetBaseRequest\x1a\x18.concord.v1.GetBaseReply\x12H\n\nGetRelease\x12\x1d.concord.v1.GetReleaseRequest\x1a\x1b.concord.v1.GetReleaseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +55,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETBASEREQUEST']._serialized_end=443
   _globals['_GETBASEREPLY']._serialized_start=445
   _globals['_GETBASEREPLY']._serialized_end=508
-  _globals['_REGISTRY']._serialized_start=511
-  _globals['_REGISTRY']._serialized_end=947
+  _globals['_GETRELEASEREQUEST']._serialized_start=510
+  _globals['_GETRELEASEREQUEST']._serialized_end=543
+  _globals['_GETRELEASEREPLY']._serialized_start=545
+  _globals['_GETRELEASEREPLY']._serialized_end=611
+  _globals['_REGISTRY']._serialized_start=614
+  _globals['_REGISTRY']._serialized_end=1124
 # @@protoc_insertion_point(module_scope)

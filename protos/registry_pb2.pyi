@@ -81,3 +81,19 @@ class GetBaseReply(_message.Message):
     receipt: bytes
     manifest: bytes
     def __init__(self, note: _Optional[bytes] = ..., receipt: _Optional[bytes] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class GetReleaseRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetReleaseReply(_message.Message):
+    __slots__ = ("note", "receipt", "manifest")
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    note: bytes
+    receipt: bytes
+    manifest: bytes
+    def __init__(self, note: _Optional[bytes] = ..., receipt: _Optional[bytes] = ..., manifest: _Optional[bytes] = ...) -> None: ...

@@ -64,6 +64,11 @@ class RegistryStub:
                 request_serializer=protos_dot_registry__pb2.GetBaseRequest.SerializeToString,
                 response_deserializer=protos_dot_registry__pb2.GetBaseReply.FromString,
                 _registered_method=True)
+        self.GetRelease = channel.unary_unary(
+                '/concord.v1.Registry/GetRelease',
+                request_serializer=protos_dot_registry__pb2.GetReleaseRequest.SerializeToString,
+                response_deserializer=protos_dot_registry__pb2.GetReleaseReply.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -111,6 +116,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRelease(self, request, context):
+        """A release by name, or the latest that was not withdrawn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +155,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.GetBase,
                     request_deserializer=protos_dot_registry__pb2.GetBaseRequest.FromString,
                     response_serializer=protos_dot_registry__pb2.GetBaseReply.SerializeToString,
+            ),
+            'GetRelease': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRelease,
+                    request_deserializer=protos_dot_registry__pb2.GetReleaseRequest.FromString,
+                    response_serializer=protos_dot_registry__pb2.GetReleaseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +324,33 @@ class Registry:
             '/concord.v1.Registry/GetBase',
             protos_dot_registry__pb2.GetBaseRequest.SerializeToString,
             protos_dot_registry__pb2.GetBaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/concord.v1.Registry/GetRelease',
+            protos_dot_registry__pb2.GetReleaseRequest.SerializeToString,
+            protos_dot_registry__pb2.GetReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,

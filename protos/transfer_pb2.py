@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/transfer.proto\x12\nconcord.v1\"!\n\x11OpenUploadRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"K\n\x0c\x46ileProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x17\n\x0freceived_chunks\x18\x03 \x01(\x04\"b\n\x0fOpenUploadReply\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12\'\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x18.concord.v1.FileProgress\"U\n\x05\x43hunk\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"9\n\x0ePutChunksReply\x12\'\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x18.concord.v1.FileProgress\"(\n\x13\x46inishUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"$\n\x11\x46inishUploadReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x1a\n\nFetchReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa1\x02\n\x08Transfer\x12H\n\nOpenUpload\x12\x1d.concord.v1.OpenUploadRequest\x1a\x1b.concord.v1.OpenUploadReply\x12>\n\tPutChunks\x12\x11.concord.v1.Chunk\x1a\x1a.concord.v1.PutChunksReply(\x01\x30\x01\x12N\n\x0c\x46inishUpload\x12\x1f.concord.v1.FinishUploadRequest\x1a\x1d.concord.v1.FinishUploadReply\x12;\n\x05\x46\x65tch\x12\x18.concord.v1.FetchRequest\x1a\x16.concord.v1.FetchReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/transfer.proto\x12\nconcord.v1\"!\n\x11OpenUploadRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"K\n\x0c\x46ileProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x17\n\x0freceived_chunks\x18\x03 \x01(\x04\"b\n\x0fOpenUploadReply\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12\'\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x18.concord.v1.FileProgress\"U\n\x05\x43hunk\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"9\n\x0ePutChunksReply\x12\'\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x18.concord.v1.FileProgress\"(\n\x13\x46inishUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"$\n\x11\x46inishUploadReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x1a\n\nFetchReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x16\n\x14ListPublishedRequest\"6\n\x12ListPublishedReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"4\n\x14ReadPublishedRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\xc3\x03\n\x08Transfer\x12H\n\nOpenUpload\x12\x1d.concord.v1.OpenUploadRequest\x1a\x1b.concord.v1.OpenUploadReply\x12>\n\tPutChunks\x12\x11.concord.v1.Chunk\x1a\x1a.concord.v1.PutChunksReply(\x01\x30\x01\x12N\n\x0c\x46inishUpload\x12\x1f.concord.v1.FinishUploadRequest\x1a\x1d.concord.v1.FinishUploadReply\x12;\n\x05\x46\x65tch\x12\x18.concord.v1.FetchRequest\x1a\x16.concord.v1.FetchReply0\x01\x12S\n\rListPublished\x12 .concord.v1.ListPublishedRequest\x1a\x1e.concord.v1.ListPublishedReply0\x01\x12K\n\rReadPublished\x12 .concord.v1.ReadPublishedRequest\x1a\x16.concord.v1.FetchReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHREQUEST']._serialized_end=521
   _globals['_FETCHREPLY']._serialized_start=523
   _globals['_FETCHREPLY']._serialized_end=549
-  _globals['_TRANSFER']._serialized_start=552
-  _globals['_TRANSFER']._serialized_end=841
+  _globals['_LISTPUBLISHEDREQUEST']._serialized_start=551
+  _globals['_LISTPUBLISHEDREQUEST']._serialized_end=573
+  _globals['_LISTPUBLISHEDREPLY']._serialized_start=575
+  _globals['_LISTPUBLISHEDREPLY']._serialized_end=629
+  _globals['_READPUBLISHEDREQUEST']._serialized_start=631
+  _globals['_READPUBLISHEDREQUEST']._serialized_end=683
+  _globals['_TRANSFER']._serialized_start=686
+  _globals['_TRANSFER']._serialized_end=1137
 # @@protoc_insertion_point(module_scope)

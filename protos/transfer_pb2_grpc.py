@@ -54,6 +54,16 @@ class TransferStub:
                 request_serializer=protos_dot_transfer__pb2.FetchRequest.SerializeToString,
                 response_deserializer=protos_dot_transfer__pb2.FetchReply.FromString,
                 _registered_method=True)
+        self.ListPublished = channel.unary_stream(
+                '/concord.v1.Transfer/ListPublished',
+                request_serializer=protos_dot_transfer__pb2.ListPublishedRequest.SerializeToString,
+                response_deserializer=protos_dot_transfer__pb2.ListPublishedReply.FromString,
+                _registered_method=True)
+        self.ReadPublished = channel.unary_stream(
+                '/concord.v1.Transfer/ReadPublished',
+                request_serializer=protos_dot_transfer__pb2.ReadPublishedRequest.SerializeToString,
+                response_deserializer=protos_dot_transfer__pb2.FetchReply.FromString,
+                _registered_method=True)
 
 
 class TransferServicer:
@@ -88,6 +98,20 @@ class TransferServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPublished(self, request, context):
+        """The published files as they are now, log and all, for an audit elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPublished(self, request, context):
+        """Stream one of them from an offset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransferServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +133,16 @@ def add_TransferServicer_to_server(servicer, server):
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
                     request_deserializer=protos_dot_transfer__pb2.FetchRequest.FromString,
+                    response_serializer=protos_dot_transfer__pb2.FetchReply.SerializeToString,
+            ),
+            'ListPublished': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListPublished,
+                    request_deserializer=protos_dot_transfer__pb2.ListPublishedRequest.FromString,
+                    response_serializer=protos_dot_transfer__pb2.ListPublishedReply.SerializeToString,
+            ),
+            'ReadPublished': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadPublished,
+                    request_deserializer=protos_dot_transfer__pb2.ReadPublishedRequest.FromString,
                     response_serializer=protos_dot_transfer__pb2.FetchReply.SerializeToString,
             ),
     }
@@ -219,6 +253,60 @@ class Transfer:
             target,
             '/concord.v1.Transfer/Fetch',
             protos_dot_transfer__pb2.FetchRequest.SerializeToString,
+            protos_dot_transfer__pb2.FetchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPublished(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/concord.v1.Transfer/ListPublished',
+            protos_dot_transfer__pb2.ListPublishedRequest.SerializeToString,
+            protos_dot_transfer__pb2.ListPublishedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPublished(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/concord.v1.Transfer/ReadPublished',
+            protos_dot_transfer__pb2.ReadPublishedRequest.SerializeToString,
             protos_dot_transfer__pb2.FetchReply.FromString,
             options,
             channel_credentials,

@@ -22,8 +22,9 @@ from common.trust.invitation import Invitation
 from common.trust.statements import ConsentGrant, ConsentRevoke
 from coordinator import home as coordinator_home
 from coordinator.config import CoordinatorSettings
-from coordinator.home import Coordinator, server_identity
+from coordinator.home import Coordinator
 from coordinator.releases import PublishedBase, PublishedRelease, make_release, publish_base
+from coordinator.server_identity import ServerIdentity
 from coordinator.servicers import add_services
 from owner_client import membership, participation
 from owner_client.chain import Said
@@ -143,7 +144,7 @@ class Federation:
 
     def start(self) -> None:
         """Serve on the federation's ports."""
-        tls = server_identity(self.coordinator)
+        tls = ServerIdentity(self.coordinator)
         for port, anonymous in zip(self.ports, (False, True), strict=True):
             server = make_server(self.coordinator.enrolment.authenticate, threads=8, anonymous=anonymous)
             add_services(server, self.coordinator)

@@ -24,9 +24,10 @@ from common.errors import (
 from common.rpc.channel import call
 from common.rpc.identity import TlsIdentity
 from common.trust.certificate_request import CertificateRequest
+from common.trust.identity import Identity
 from common.trust.invitation import Invitation
 from common.trust.note import Note, SigningKey, sign
-from common.trust.pki import Identity, make_csr, new_key
+from common.trust.pki import make_csr, new_key
 from common.trust.rules import owner_key_name
 from common.trust.statements import new_record_id
 from coordinator.enrolment import Enrolment
@@ -368,9 +369,9 @@ def test_a_new_certificate_ends_the_earlier_ones(federation: Federation) -> None
     earlier = tls_of(owner).certificate
     federation.enrol("archive", invitation=federation.invitation("archive"))
     authenticate = federation.coordinator.enrolment.authenticate
-    assert authenticate(tls_of(owner).certificate, "/any") == "archive"
+    assert authenticate(tls_of(owner).certificate, "/concord.v1.Registry/Record") == "archive"
     with pytest.raises(NotPermittedError, match="is revoked"):
-        authenticate(earlier, "/any")
+        authenticate(earlier, "/concord.v1.Registry/Record")
 
 
 def test_a_request_whose_reply_was_lost_is_answered_again(federation: Federation, enrolling: RawCalls) -> None:
@@ -379,9 +380,9 @@ def test_a_request_whose_reply_was_lost_is_answered_again(federation: Federation
     note = _request(federation, token, csr, key_of(owner))
     first, again = (enrolling.redeem(token, csr=csr, note=note).certificate for _ in range(2))
     authenticate = federation.coordinator.enrolment.authenticate
-    assert authenticate(again, "/any") == "archive"
+    assert authenticate(again, "/concord.v1.Registry/Record") == "archive"
     with pytest.raises(NotPermittedError, match="is revoked"):
-        authenticate(first, "/any")
+        authenticate(first, "/concord.v1.Registry/Record")
 
 
 def test_an_invitation_alone_makes_nobody_a_member(federation: Federation, enrolling: RawCalls) -> None:
@@ -435,7 +436,7 @@ def test_a_certificate_is_renewed_for_the_caller_alone(federation: Federation) -
         with pytest.raises(MalformedError):
             call(calls.enrolment.Renew, enrolment_pb2.RenewRequest(csr=b""), timeout_s=TIMEOUT_S)
         reply = call(calls.enrolment.Renew, enrolment_pb2.RenewRequest(csr=_csr()), timeout_s=TIMEOUT_S)
-    assert federation.coordinator.enrolment.authenticate(reply.certificate, "/any") == "archive"
+    assert federation.coordinator.enrolment.authenticate(reply.certificate, "/concord.v1.Registry/Record") == "archive"
     with open_membership(owner.home, patience_s=0) as member:
         assert not renew_if_due(member)
 

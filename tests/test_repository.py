@@ -34,7 +34,7 @@ MAY_IMPORT = [
 # Which modules alone may import a library.
 ONLY_IN = {
     "grpc": r"common\.rpc\.channel|coordinator\.servicers|owner_client\.client",
-    "sqlalchemy": r"coordinator\.(log|log_files|store|tables|postgresql|registry|live_history|cosigned|enrolment|"
+    "sqlalchemy": r"coordinator\.(log|log_files|store|tables|postgresql|registry|live_history|cosigned|enrolment|reads|"
     r"migrations\.versions\..*)",
     "flwr": r"^$",
     "psutil": r"deploy\..*",

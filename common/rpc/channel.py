@@ -65,6 +65,8 @@ Authenticate = Callable[[bytes | None, str], str]
 """(peer's PEM certificate or None, full method name) -> party id; raises NotPermittedError."""
 
 _caller: ContextVar[str] = ContextVar("caller")
+_again: ContextVar[Callable[[], object]] = ContextVar("again")
+_shown: ContextVar[bytes | None] = ContextVar("shown")
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
 
@@ -72,6 +74,16 @@ _Reply = TypeVar("_Reply")
 def caller() -> str:
     """The party whose call is being served on this thread."""
     return _caller.get()
+
+
+def shown_certificate() -> bytes | None:
+    """The certificate that the caller has shown, PEM; None where none was needed."""
+    return _shown.get()
+
+
+def authenticate_again() -> Callable[[], object]:
+    """What a long stream calls now and then: it raises where its caller may not call any more."""
+    return _again.get()
 
 
 # Server
@@ -99,16 +111,20 @@ def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) ->
     )
 
 
-def listen(server: grpc.Server, address: str, *, tls: TlsIdentity, require_client: bool) -> int:
-    """Open `address` (`host:port`, port 0 for any free one) and return the port.
+def listen(
+    server: grpc.Server, address: str, *, tls: TlsIdentity | Callable[[], TlsIdentity], require_client: bool
+) -> int:
+    """Open `address` (`host:port`, port 0 for any free one) and return the port. Where `tls` is a function, it is asked
+    at every handshake what to show and trust now.
 
     Raises:
         UnavailableError: the port is in use or may not be opened.
     """
-    credentials = grpc.ssl_server_credentials(
-        [(tls.key, tls.certificate)],
-        root_certificates=tls.authority if require_client else None,
-        require_client_auth=require_client,
+    ask = tls if callable(tls) else lambda: tls
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _configuration(ask(), require_client),
+        _Asking(ask, require_client),
+        require_client_authentication=require_client,
     )
     try:
         return int(server.add_secure_port(address, credentials))
@@ -116,6 +132,31 @@ def listen(server: grpc.Server, address: str, *, tls: TlsIdentity, require_clien
         raise UnavailableError(
             f"{address} cannot be opened: another program uses it or it may not be used here; choose another port"
         ) from error
+
+
+def _configuration(tls: TlsIdentity, require_client: bool) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(tls.key, tls.certificate)], root_certificates=tls.authority if require_client else None
+    )
+
+
+class _Asking:
+    """What is shown at a handshake; None, for no change, where it cannot be said."""
+
+    def __init__(self, ask: Callable[[], TlsIdentity], require_client: bool) -> None:
+        self._ask, self._require_client = ask, require_client
+        self._last = ask()
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        try:
+            tls = self._ask()
+        except Exception:  # on a thread of gRPC's, which would show nothing from then on
+            logger.exception("what is shown at handshakes cannot be read; it stays what it was")
+            return None
+        if tls == self._last:
+            return None
+        self._last = tls
+        return _configuration(tls, self._require_client)
 
 
 class _Boundary(grpc.ServerInterceptor):
@@ -147,11 +188,14 @@ class _Boundary(grpc.ServerInterceptor):
     ) -> Callable[[_Request, grpc.ServicerContext], _Reply]:
         def serve(request: _Request, context: grpc.ServicerContext) -> _Reply:
             try:
-                token = _caller.set(self._authenticate(_peer_certificate(context), method))
+                certificate = _peer_certificate(context)
+                token = _caller.set(self._authenticate(certificate, method))
+                shown = _shown.set(certificate)
                 try:
                     reply = behaviour(request, context)
                 finally:
                     _caller.reset(token)
+                    _shown.reset(shown)
             except Exception as error:  # the boundary: a peer never sees more than a name and a message
                 status, message, metadata = _status_of(error, method)
             else:
@@ -166,11 +210,14 @@ class _Boundary(grpc.ServerInterceptor):
     ) -> Callable[[_Request, grpc.ServicerContext], Iterator[_Reply]]:
         def serve(request: _Request, context: grpc.ServicerContext) -> Iterator[_Reply]:
             try:
-                token = _caller.set(self._authenticate(_peer_certificate(context), method))
+                certificate = _peer_certificate(context)
+                token = _caller.set(self._authenticate(certificate, method))
+                again = _again.set(lambda: self._authenticate(certificate, method))
                 try:
                     replies = behaviour(request, context)
                 finally:
                     _caller.reset(token)
+                    _again.reset(again)
                 yield from replies
             except GeneratorExit:
                 raise

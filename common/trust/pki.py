@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,18 +22,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import MalformedError, VerificationError
+from common.trust.identity import COORDINATOR, DNS_NAME, Identity, check_federation
 
 CA_LIFETIME: Final = timedelta(days=3650)
 CA_BACKDATED: Final = timedelta(hours=1)
 """How long before its making an authority is valid: what it issues at once may be back-dated for slow clocks."""
 
-Role = Literal["owner", "coordinator"]
-
-_COORDINATOR: Final = "coordinator"
-_PARTY = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-_URI = re.compile(r"spiffe://(?P<federation>[^/]+)/(?:(?P<coordinator>coordinator)|owner/(?P<party>[^/]+))")
 _AUTHORITY_URI = re.compile(r"spiffe://(?P<federation>[^/]+)")
 _CRYPTOGRAPHY_ERRORS: Final = (
     ValueError,
@@ -43,61 +37,6 @@ _CRYPTOGRAPHY_ERRORS: Final = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a certificate names; `str()` is `spiffe://<federation>/owner/<party>` or `spiffe://<federation>/coordinator`.
-
-    The coordinator's party is always `coordinator`, which no owner may be called: a party alone names one identity.
-
-    Raises:
-        ValueError: the federation is not a lower-case DNS name, the party not `[a-z][a-z0-9-]{0,62}` or not the role's.
-    """
-
-    federation: str
-    role: Role
-    party: str
-
-    def __post_init__(self) -> None:
-        _check_federation(self.federation)
-        if not _PARTY.fullmatch(self.party):
-            raise ValueError(f"party {self.party[:80]!r} is not a letter, then at most 62 of a-z, 0-9 and -")
-        if self.role not in ("owner", _COORDINATOR) or (self.role == _COORDINATOR) != (self.party == _COORDINATOR):
-            raise ValueError(f"party {self.party!r} cannot have the role {self.role!r}")
-
-    @classmethod
-    def coordinator(cls, federation: str) -> Self:
-        """The federation's coordinator."""
-        return cls(federation, "coordinator", _COORDINATOR)
-
-    @classmethod
-    def owner(cls, federation: str, *, party: str) -> Self:
-        """One of the federation's data owners."""
-        return cls(federation, "owner", party)
-
-    @classmethod
-    def parse(cls, uri: str) -> Self:
-        """Read the URI strictly.
-
-        Raises:
-            MalformedError: it is not exactly one of the two forms.
-        """
-        match = _URI.fullmatch(uri)
-        if not match:
-            raise MalformedError(
-                f"identity {uri[:120]!r}: expected spiffe://<federation>/owner/<id> or .../coordinator"
-            )
-        try:
-            if match["coordinator"]:
-                return cls.coordinator(match["federation"])
-            return cls.owner(match["federation"], party=match["party"])
-        except ValueError as error:
-            raise MalformedError(f"identity {uri[:120]!r}: {error}") from error
-
-    def __str__(self) -> str:
-        path = _COORDINATOR if self.role == _COORDINATOR else f"owner/{self.party}"
-        return f"spiffe://{self.federation}/{path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +51,68 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True)
 class CertificateAuthority:
-    """A federation's authority: self-signed, issues leaf certificates only."""
+    """A federation's authority, one of two kinds: a root certifies other authorities, an issuing one leaves alone."""
 
     federation: str
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
 
     @classmethod
-    def create(cls, federation: str, *, now: datetime, lifetime: timedelta = CA_LIFETIME) -> Self:
-        """A new authority with a new key, valid from an hour before `now` until `lifetime` after it.
+    def create(
+        cls,
+        federation: str,
+        *,
+        now: datetime,
+        lifetime: timedelta = CA_LIFETIME,
+        under: "CertificateAuthority | None" = None,
+    ) -> Self:
+        """A new issuing authority with a new key, valid from an hour before `now` until `lifetime` after it. It is
+        certified by the root `under`, or by itself.
 
         Raises:
-            ValueError: the federation is not a DNS name, or `now` has no time zone.
+            ValueError: the federation is not a DNS name, `now` has no time zone, or dates outside the root's.
         """
-        _check_federation(federation)
+        return cls._made(federation, now=now, lifetime=lifetime, path_length=0, under=under)
+
+    @classmethod
+    def create_root(cls, federation: str, *, now: datetime, lifetime: timedelta = CA_LIFETIME) -> Self:
+        """A new root: it certifies issuing authorities, and its key may lie in a safe between two of them."""
+        return cls._made(federation, now=now, lifetime=lifetime, path_length=1, under=None)
+
+    @classmethod
+    def _made(
+        cls,
+        federation: str,
+        *,
+        now: datetime,
+        lifetime: timedelta,
+        path_length: int,
+        under: "CertificateAuthority | None",
+    ) -> Self:
+        check_federation(federation)
         key_pem = new_key()
         key = _load_key(key_pem)
         subject_key = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         # The key's id in the name keeps a chain unambiguous while two authorities overlap.
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Concord CA {subject_key.digest.hex()[:16]}")])
+        kind = "root" if path_length else "CA"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Concord {kind} {subject_key.digest.hex()[:16]}")])
+        not_before, not_after = now - CA_BACKDATED, now + lifetime
+        issuer, issuer_key, issuer_key_id = name, key, subject_key
+        if under is not None:
+            above = _load_certificate(under.certificate_pem)
+            _check_within(above, _whole_seconds(not_before), _whole_seconds(not_after))
+            issuer, issuer_key = above.subject, _load_key(under.key_pem)
+            issuer_key_id = above.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         certificate = (
-            _builder(name, key.public_key(), not_before=now - CA_BACKDATED, not_after=now + lifetime)
-            .issuer_name(name)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            _builder(name, key.public_key(), not_before=not_before, not_after=not_after)
+            .issuer_name(issuer)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
             .add_extension(_key_usage(ca=True), critical=True)
             .add_extension(_uri_name(f"spiffe://{federation}"), critical=False)
-            .sign(key, hashes.SHA256())
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key_id), critical=False
+            )
+            .sign(issuer_key, hashes.SHA256())
         )
         return cls(federation, _to_pem(certificate), key_pem)
 
@@ -154,9 +129,15 @@ class CertificateAuthority:
             raise VerificationError("the authority's certificate is for another key than the one given")
         uri = _one_uri(certificate)
         match = _AUTHORITY_URI.fullmatch(uri)
-        if not match or not _DNS_NAME.fullmatch(match["federation"]):
+        if not match or not DNS_NAME.fullmatch(match["federation"]):
             raise MalformedError(f"not an authority's certificate: it names {uri[:120]!r}")
         return cls(match["federation"], certificate_pem, key_pem)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it certifies authorities."""
+        constraints = _load_certificate(self.certificate_pem).extensions.get_extension_for_class(x509.BasicConstraints)
+        return bool(constraints.value.path_length)
 
     def issue(
         self,
@@ -179,12 +160,13 @@ class CertificateAuthority:
                 or dates without a time zone, in the wrong order or outside the authority's own.
         """
         names = _server_names(identity, server_names)
+        assert not self.is_root, "a root certifies authorities, nobody else"
         if identity.federation != self.federation:
             raise ValueError(f"{identity} is not of the federation {self.federation}")
         authority = _load_certificate(self.certificate_pem)
         _check_within(authority, _whole_seconds(not_before), _whole_seconds(not_after))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.party)])  # for people; nothing reads it
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if identity.role == _COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if identity.role == COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
         authority_key = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         certificate = (
             _builder(subject, _proven_key(csr_pem), not_before=not_before, not_after=not_after)
@@ -227,6 +209,17 @@ def fingerprint(certificate_pem: bytes) -> str:
     return sha256(_load_certificate(certificate_pem).public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
+def check_roots(pem: bytes) -> None:
+    """Raise `MalformedError` unless these are certificates of authorities, one at least."""
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+        are_authorities = [each.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for each in found]
+    except (x509.ExtensionNotFound, *_CRYPTOGRAPHY_ERRORS) as error:
+        raise MalformedError("what is to be trusted are no certificates in PEM") from error
+    if not found or not all(are_authorities):
+        raise MalformedError("what is to be trusted are no certificates of authorities")
+
+
 def identity_of(certificate_pem: bytes) -> CertificateFacts:
     """Who a leaf certificate names, its serial and its dates. TLS verified the chain; nothing is verified here.
 
@@ -242,14 +235,9 @@ def identity_of(certificate_pem: bytes) -> CertificateFacts:
     )
 
 
-def _check_federation(federation: str) -> None:
-    if not _DNS_NAME.fullmatch(federation):
-        raise ValueError(f"federation {federation[:80]!r} is not a lower-case DNS name")
-
-
 def _server_names(identity: Identity, names: Sequence[str]) -> list[x509.GeneralName]:
     """The coordinator's names as SANs. A server without names could only be reached by clients that check none."""
-    if (identity.role == _COORDINATOR) != bool(names):
+    if (identity.role == COORDINATOR) != bool(names):
         raise ValueError(
             f"{identity}: expected server names for the coordinator and none for owners, got {list(names)}"
         )
@@ -261,7 +249,7 @@ def _server_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         # A last label of digits alone is a mistyped IPv4 address.
-        if not _DNS_NAME.fullmatch(name) or name.rpartition(".")[2].isdigit():
+        if not DNS_NAME.fullmatch(name) or name.rpartition(".")[2].isdigit():
             raise ValueError(f"server name {name[:80]!r} is neither a lower-case DNS name nor an IP address") from None
         return x509.DNSName(name)
 
