@@ -19,8 +19,8 @@ from common.trust.manifest import FileEntry
 _READ_BYTES: Final = 1024 * 1024
 _LEAST_COMMIT_BYTES: Final = 1024 * 1024
 _MOST_COMMIT_BYTES: Final = 16 * 1024 * 1024
-_COMMITS_A_FILE: Final = 512
-"""What is lost in a kill is about two commits' bytes: less than a hundredth of a large file."""
+_COMMITS_A_FILE: Final = 1024
+"""What is lost in a kill is at most three commits' bytes: less than a hundredth of a large file."""
 _CHECK_BYTES: Final = 32
 
 
@@ -63,11 +63,12 @@ class PartFile:
         self._digest = digest or self.digest_with(data)
         self.position += len(data)
         self._take()
+        if self._commit is not None and self.position - self.committed >= 3 * self._commit_bytes:
+            self._commit.exception()  # the disk is slower than the sender: wait for it
+            self._take()
         due = self.position - self.committed >= self._commit_bytes or self.position == self._entry.size
         if due and self._commit is None:
             self._begin()
-        elif self.position - self.committed >= 3 * self._commit_bytes:
-            self.commit()  # the disk is slower than the sender: wait for it
 
     def commit(self) -> None:
         """Return when all that was written is committed."""
@@ -107,6 +108,7 @@ class PartFile:
 
     def _make_durable(self, position: int, state: bytes | None) -> int:
         os.fdatasync(self._descriptor)
+        _let_go(self._descriptor, self.committed, position)
         body = position.to_bytes(8, "little") + (state or bytes(STATE_BYTES))
         temporary = self.path.with_name(f".{self.path.name}.state.partial")
         with temporary.open("wb") as file:
@@ -115,6 +117,11 @@ class PartFile:
             os.fsync(file.fileno())
         temporary.replace(state_path(self.path))
         return position
+
+
+def _let_go(descriptor: int, start: int, end: int) -> None:
+    """Keep what is on disk out of memory: nobody reads it soon, and what comes next is written into warm pages."""
+    os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def commit_bytes(size: int) -> int:

@@ -8,6 +8,7 @@ import grpc
 from common.errors import MalformedError
 from common.rpc.channel import authenticate_again, caller, shown_certificate
 from common.rpc.chunk_message import ChunkMessage, parse_chunk
+from common.rpc.one_ahead import one_ahead
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.certificate_request import is_certificate_request
 from common.trust.statements import ConsentRevoke, parse_note
@@ -136,7 +137,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         with self._streams.stream(party, end=context.cancel) as moved:
 
             def received() -> Iterator[ChunkMessage]:
-                for message in messages:
+                for message in one_ahead(messages):
                     permitted.check()
                     moved()
                     yield parse_chunk(message)

@@ -252,7 +252,8 @@ def tensor_bytes(entry: TensorEntry) -> bytes:
         return file.read(entry.location.size)
 
 
-_EXPONENT_BITS: Final = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
+_FIRST_NOT_FINITE: Final = {"F32": (4, 0x7F800000), "BF16": (2, 0x7F80), "F16": (2, 0x7C00)}
+"""Bytes of a value, and positive infinity's bits: beyond them up to the sign bit lie all that are not finite."""
 
 
 def first_not_finite(entries: Mapping[str, TensorEntry]) -> str | None:
@@ -267,9 +268,12 @@ def are_finite(data: bytes | memoryview, dtype: str) -> bool:
     """Whether no value in `data` is NaN or infinity; whole values only."""
     import numpy as np  # a daemon that never checks an expert does not load it
 
-    word, mask = _EXPONENT_BITS[dtype]
-    bits = np.frombuffer(data, np.dtype(word))
-    return not bool(np.equal(np.bitwise_and(bits, mask), mask).any())
+    width, infinity = _FIRST_NOT_FINITE[dtype]
+    if not len(data):
+        return True
+    signed, unsigned = np.frombuffer(data, f"<i{width}"), np.frombuffer(data, f"<u{width}")
+    # Read as signed, negative values are small; read as unsigned, they are the largest. So two maxima, no temporaries.
+    return bool(signed.max() < infinity and unsigned.max() < infinity + (1 << 8 * width - 1))
 
 
 def _is_finite(entry: TensorEntry) -> bool:
