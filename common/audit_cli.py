@@ -8,6 +8,7 @@ from typing import Annotated
 import click
 import typer
 
+from common import audit_online_cli
 from common.audit import Report, audit
 from common.audit_answers import ReleaseAnswer, about_owner, about_release, removal
 from common.audit_bundle import export
@@ -41,6 +42,7 @@ PublicArgument = Annotated[
 RootOption = Annotated[Path | None, typer.Option(help="The trusted root you were given out of band.")]
 
 app = new_app("Check a consortium's published files and log, trusting nobody.")
+audit_online_cli.add_to(app)
 
 
 @app.callback()

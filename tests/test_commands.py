@@ -71,6 +71,9 @@ OPTIONS = {
     "audit rebuild": "root output json",
     "audit evidence": "root public json",
     "audit export": "output json",
+    "audit enrol": "invitation home json",
+    "audit look": "home json",
+    "audit fetch": "most-gigabytes home json",
     "witness init": "name home json",
     "witness watch": "home json",
     "witness serve": "home host port json",
@@ -445,6 +448,12 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
         "audit verify", lambda s: [s.home / "public", "--root", s.path / "none"], "ask for it out of band"
     ),
     "audit by a wrong root": ("audit verify", lambda s: [s.home / "public", "--root", s.terms], "trusted root"),
+    "an auditor that has not joined": (
+        "audit look", lambda s: ["--home", s.path / "none"], "join first: concord audit enrol"
+    ),
+    "an auditor without an invitation": (
+        "audit enrol", lambda s: ["--invitation", s.terms, "--home", s.path / "none"], "invitation"
+    ),
     "demo among other files": ("demo", lambda s: ["--workdir", s.path], "choose an empty directory"),
     "demo of text without public": (
         "demo", lambda s: ["--data", s.path / "empty", "--workdir", s.path / "demo-1"], "no folder called public"

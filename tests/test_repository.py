@@ -23,6 +23,7 @@ LONGEST_FILE = 600
 MAY_IMPORT = [
     (r"common\.errors", r"^$"),
     (r"common\.trust\..*", r"common\.(trust|errors)"),
+    (r"common\.rpc\.auditor", r"common|protos"),
     (r"common\..*", r"common"),
     (r"coordinator\.servicers", r"common|coordinator|protos"),
     (r"owner_client\.(client|fetching|uploading)", r"common|owner_client|protos"),
