@@ -26,6 +26,7 @@ from coordinator.home import Coordinator, create, open_home
 from coordinator.options import HomeOption
 from coordinator.recovery import recover
 from coordinator.releases import latest_base, make_release, publish_base
+from coordinator.state import daemon_state, owners_table
 
 app = new_app("Run a consortium: publish the public model, invite owners, make releases.")
 
@@ -229,9 +230,18 @@ def release(
 
 @app.command()
 def status(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) -> None:
-    """Who has joined, what is in force, what was released."""
+    """Who has joined and is there, what is in force, what was released, and what the daemon does now."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        reporter.result(_status(coordinator))
+        daemon = daemon_state(coordinator.home)
+        rows = owners_table(coordinator, coordinator.registry.head(), daemon)
+        columns = list(rows[0]) if rows else ["owner"]
+        reporter.table("owners", columns, [[str(row[name]) for name in columns] for row in rows])
+        known = ("running", "releasing", "doing", "since", "started_at", "updated_at", "warning", "disk_free_bytes")
+        said = {name: daemon[name] for name in known if name in daemon}
+        if as_json:
+            reporter.result({**_status(coordinator), "owners_now": rows, "daemon": said})
+        else:
+            reporter.result({**_status(coordinator), **{f"daemon {name}": value for name, value in said.items()}})
 
 
 def _status(coordinator: Coordinator) -> dict[str, object]:

@@ -80,6 +80,11 @@ class CoordinatorHome:
         return self.path / "quarantine"
 
     @property
+    def state(self) -> Path:
+        """What the daemon is doing."""
+        return self.path / "state.json"
+
+    @property
     def work(self) -> Path:
         return self.path / "work"
 

@@ -8,13 +8,16 @@ from typing import Final
 from common.console import Reporter
 from common.files import exclusive
 from common.rpc.channel import listen, make_server
+from common.service import being_watched
 from common.signals import stop_on_signals
+from common.state_file import StatedReporter, StateFile
 from coordinator.file_server import FileServer
 from coordinator.home import open_home
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
 from coordinator.server_identity import ServerIdentity
 from coordinator.servicers import add_services
+from coordinator.state import Serving
 from coordinator.upkeep import Upkeep
 from coordinator.withdrawal import carry_out
 
@@ -36,6 +39,8 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),
         stop_on_signals() as stop,
     ):
+        state = StateFile(coordinator.home.state)
+        reporter = StatedReporter(reporter, state)
         coordinator.registry.check_may_append()
         show_logged(coordinator)
         carry_out(coordinator, in_background=True)
@@ -56,7 +61,14 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         reporter.step(f"serving {settings.federation} at {settings.host}:{settings.port}")
         if settings.files_port is not None:
             reporter.step(f"published files are at http://{settings.host}:{settings.files_port}")
-        with Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s), Upkeep(coordinator), files:
+        serving = Serving(coordinator, state)
+        serving.write()
+        with (
+            Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s),
+            Upkeep(coordinator, also=serving.write),
+            files,
+            being_watched(),
+        ):
             stop.wait()
         for stopped in [server.stop(_DRAIN_S) for server in servers]:
             stopped.wait()

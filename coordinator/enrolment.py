@@ -75,6 +75,8 @@ class Enrolment:
         self._now = now
         self.reads = Reads(store)
         """What auditors read, which is counted."""
+        self.last_calls: dict[str, datetime] = {}
+        """When each party called last, since this process began."""
 
     def latest_certificates(self) -> dict[str, LatestCertificate]:
         """By party: an owner's name, another's with its role before it."""
@@ -226,6 +228,7 @@ class Enrolment:
         with self._store.reading() as connection:
             self._check_known(connection, facts)
         check_permitted(facts.identity, method)
+        self.last_calls[facts.identity.caller] = self._now()
         if facts.identity.role == "auditor":
             self.reads.count(facts.identity.caller, method)
         return facts.identity.caller

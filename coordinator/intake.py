@@ -176,6 +176,13 @@ class Intake:
                         self._publication.take_back(file, to=self._part(statement.record_id, file.digest))
                 raise
 
+    def under_way(self) -> dict[str, tuple[int, int]]:
+        """Uploads by party: bytes that are stored, and bytes in all."""
+        return {
+            each.party: (each.manifest.size_bytes - self._missing_bytes(each), each.manifest.size_bytes)
+            for each in self._announced()
+        }
+
     # What was announced
 
     def _check_announced(self, statement: ExpertContribute) -> None:

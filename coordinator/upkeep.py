@@ -3,6 +3,7 @@ and what was withdrawn is taken down, whoever recorded it and whatever failed be
 """
 
 import logging
+from collections.abc import Callable
 from threading import Event, Thread
 from typing import Final
 
@@ -20,8 +21,10 @@ _LEAVE_S: Final = 10.0
 class Upkeep:
     """A thread that looks while the block runs."""
 
-    def __init__(self, coordinator: Coordinator, *, every_s: float = EVERY_S) -> None:
-        self._coordinator, self._every_s = coordinator, every_s
+    def __init__(
+        self, coordinator: Coordinator, *, every_s: float = EVERY_S, also: Callable[[], object] = lambda: None
+    ) -> None:
+        self._coordinator, self._every_s, self._also = coordinator, every_s, also
         self._stop = Event()
         self._done = (-1, -1)
         self._thread = Thread(target=self._run, name="upkeep", daemon=True)
@@ -51,6 +54,7 @@ class Upkeep:
         """
         self._coordinator.log.follow()
         self._coordinator.enrolment.reads.write()
+        self._also()
         with self._coordinator.registry.history() as history:
             asked = len(history.taking_back), len(history.withdrawals)
         if asked != self._done:

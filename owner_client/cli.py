@@ -25,8 +25,7 @@ from common.telemetry import set_up_logging
 from common.trust.cosignature import Witness
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from common.trust.statements import parse_time
-from owner_client import egress, egress_cli, offline, revocations
+from owner_client import egress, egress_cli, offline, revocations, status_cli
 from owner_client.config import ConsentSettings, OwnerHome
 from owner_client.options import HOME as _HOME
 from owner_client.options import HomeOption
@@ -38,6 +37,7 @@ app = new_app("Take part with your own data: enrol, consent, train at home, subm
 
 _PATIENCE_S = 60.0
 egress_cli.add_to(app)
+status_cli.add_to(app)
 
 
 @app.command()
@@ -201,6 +201,23 @@ def proxies(
         reporter.result({"proxies": str(target), "accuracy": chosen["accuracy"]})
 
 
+@app.command("fetch-release")
+def fetch_release(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Such as release-2; by default the latest.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Where it goes; by default releases/NAME in the home.")] = None,
+    home: HomeOption = _HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a release, proven to be in the log, every file checked. Interrupted, the same command goes on."""
+    from owner_client import releases
+
+    with reporting(as_json) as reporter, stop_on_signals() as stop, _member(home, stop) as member:
+        on_bytes = bytes_progress(reporter, "fetching the release")
+        found = releases.fetch_release(member, name, existing(output) if output else None, on_bytes=on_bytes)
+        reporter.step(f"{found.statement.release} is in {found.directory}, every file as signed and logged")
+        reporter.result({"release": found.statement.release, "directory": str(found.directory)})
+
+
 @app.command("opt-out")
 def opt_out(
     reason: Annotated[str | None, typer.Option(help="Why, for the log; everybody can read it.")] = None,
@@ -332,31 +349,6 @@ def run(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
     set_up_logging(as_json)
     with reporting(as_json) as reporter, stop_on_signals() as stop:
         run_daemon(OwnerHome(existing(home)), reporter=reporter, stop=stop)
-
-
-@app.command()
-def status(home: HomeOption = _HOME, as_json: JsonOption = False) -> None:
-    """Where you stand: consent, expert, what the log holds of you. Needs no connection."""
-    from owner_client import participation
-
-    with reporting(as_json) as reporter, _member(home) as member:
-        grants, now = participation.grants_in_force(member.chain), datetime.now(UTC)
-        grant = next((each for each in grants if parse_time(each.not_before) <= now), None)
-        to_come = next((each for each in grants if parse_time(each.not_before) > now), None)
-        said = member.chain.statements()
-        reporter.result(
-            {
-                "owner": member.settings.owner,
-                "coordinator": member.settings.target,
-                "trusted_root": digest_of(bytes(member.root)),
-                "consent_in_force": grant.record_id if grant else None,
-                "consent_until": grant.not_after if grant else None,
-                "consent_to_come": to_come.record_id if to_come else None,
-                "consent_from": to_come.not_before if to_come else None,
-                "statements": [each.statement.type for each in said if each.receipt],
-                "not_in_the_log_yet": [each.statement.type for each in said if not each.receipt],
-            }
-        )
 
 
 def _member(home: Path, stop: Event | None = None) -> "AbstractContextManager[Membership]":

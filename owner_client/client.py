@@ -15,7 +15,7 @@ from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest
 from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
-from common.trust.statements import BasePublish, parse_note
+from common.trust.statements import BasePublish, ReleasePublish, parse_note
 from common.trust.verify import check_receipt
 from owner_client.egress import Message, Outbound
 from owner_client.fetching import Fetching, OnBytes
@@ -183,6 +183,28 @@ class Client:
         if manifest.digest != statement.base_digest:
             raise VerificationError(
                 f"the base shown has digest {manifest.digest}, the log names {statement.base_digest}"
+            )
+        return statement, manifest
+
+    def release(self, name: str) -> tuple[ReleasePublish, Manifest]:
+        """A release by name, or the latest that stands, proven to be in the log and signed by the coordinator.
+
+        Raises:
+            NotFoundError: there is none, or it was withdrawn.
+            VerificationError: what was shown is not it.
+        """
+        reply = self._call(self._registry.GetRelease, registry_pb2.GetReleaseRequest(name=name))
+        note, statement = parse_note(reply.note)
+        if not isinstance(statement, ReleasePublish) or name not in ("", statement.release):
+            raise VerificationError(
+                f"the coordinator showed {statement.type} where {name or 'a release'} was asked for"
+            )
+        note.verify(self._root.coordinator)
+        self.believe(reply.receipt, entry=reply.note)
+        manifest = Manifest.parse(reply.manifest)
+        if manifest.digest != statement.manifest_digest:
+            raise VerificationError(
+                f"the release shown has digest {manifest.digest}, the log names {statement.manifest_digest}"
             )
         return statement, manifest
 

@@ -169,6 +169,11 @@ class OwnerHome:
         return self.path / "experts"
 
     @property
+    def state(self) -> Path:
+        """What the daemon is doing."""
+        return self.path / "state.json"
+
+    @property
     def reviews(self) -> Path:
         """What waits for a person's word, and what was said."""
         return self.path / "reviews"

@@ -6,6 +6,7 @@ the start: others wait for its cosignature before they sign.
 """
 
 import logging
+from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from time import monotonic
 from typing import Final
@@ -20,6 +21,10 @@ from common.errors import (
     VerificationError,
 )
 from common.files import exclusive
+from common.pauses import Pauses
+from common.service import being_watched
+from common.state_file import StatedReporter, StateFile
+from common.trust.statements import format_time
 from owner_client import participation
 from owner_client.config import OwnerHome
 from owner_client.membership import REFUSALS, Membership, cosign_checkpoint, open_membership, renew_if_due
@@ -29,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 3600.0
 _LOOK_EVERY_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 60.0
+_PERSON_NEEDED_S: Final = 10.0
+"""After a refusal nothing changes before somebody does something, such as invite this owner again."""
 _SEND_AGAIN_S: Final = 3600.0
 """What the registry refused and is kept all the same is sent again after so long."""
 
@@ -42,19 +50,34 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
         VerificationError: the log contradicts itself; the evidence is kept.
     """
     home.settings()
-    with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"):
+    with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"), being_watched():
+        state = StateFile(home.state)
+        reporter = StatedReporter(reporter, state)
+        reporter.step("started")
         try:
-            with Watching(home, reporter=reporter, stop=stop):
-                with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
-                    try:
-                        _take_part_when_approved(member, reporter=reporter, stop=stop)
-                    except SignatureNeededError as error:
-                        reporter.step(f"{error}; watching the log meanwhile")
+            with Watching(home, reporter=reporter, state=state, stop=stop):
+                while not _did_all(home, reporter=reporter, stop=stop):
+                    stop.wait(_PERSON_NEEDED_S)
                 stop.wait()
         except (KeyboardInterrupt, UnavailableError):
             if not stop.is_set():
                 raise
         reporter.step("stopped; everything done so far is kept")
+
+
+def _did_all(home: OwnerHome, *, reporter: Reporter, stop: Event) -> bool:
+    """Whether all that the settings agree to is done; False where the coordinator does not let this owner in, which a
+    person must see to.
+    """
+    with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
+        try:
+            _take_part_when_approved(member, reporter=reporter, stop=stop)
+        except SignatureNeededError as error:
+            reporter.step(f"{error}; watching the log meanwhile")
+        except NotPermittedError as error:
+            reporter.warning(f"{error}; trying again")
+            return stop.is_set()
+    return True
 
 
 def _take_part_when_approved(member: Membership, *, reporter: Reporter, stop: Event) -> None:
@@ -112,8 +135,8 @@ class Watching:
     failed.
     """
 
-    def __init__(self, home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
-        self._home, self._reporter, self._stop = home, reporter, stop
+    def __init__(self, home: OwnerHome, *, reporter: Reporter, state: StateFile, stop: Event) -> None:
+        self._home, self._reporter, self._state, self._stop = home, reporter, state, stop
         self._ended = Event()
         self._failure: Exception | None = None
         self._thread = Thread(target=self._run, name="watch", daemon=True)
@@ -130,7 +153,7 @@ class Watching:
 
     def _run(self) -> None:
         try:
-            watch(self._home, reporter=self._reporter, stop=self._ended)
+            watch(self._home, reporter=self._reporter, state=self._state, stop=self._ended)
         except KeyboardInterrupt:
             return  # ended in the middle of a call
         except Exception as error:  # the daemon must not go on without a witness; whoever started this is told
@@ -138,26 +161,38 @@ class Watching:
             self._stop.set()
 
 
-def watch(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
-    """Verify every new checkpoint, send what waits and keep the certificate fresh, until stopped."""
-    seen, resending = -1, _Resending(reporter)
+def watch(home: OwnerHome, *, reporter: Reporter, state: StateFile, stop: Event) -> None:
+    """Verify every new checkpoint, send what waits and keep the certificate fresh, until stopped.
+
+    While the coordinator is away it is asked again after growing pauses, which differ from owner to owner. A changed
+    address in `owner.toml` is taken up; what a person must see to is said once and asked again.
+    """
+    seen, resending, pauses = -1, _Resending(reporter), Pauses(longest_s=_LONGEST_PAUSE_S)
     while not stop.is_set():
         try:
             with open_membership(home, patience_s=0, stop=stop) as member:
-                while not stop.is_set():
+                while not stop.is_set() and home.settings().target == member.settings.target:
                     if renew_if_due(member):
                         reporter.step("certificate renewed")
                         break  # the next connection shows the new one
                     checkpoint, size = member.client.watch()
                     cosign_checkpoint(member, checkpoint)
+                    pauses.begin_again()
+                    state.set(at_once=False, contact_at=format_time(datetime.now(UTC)), log_entries=size,
+                              trouble=None, next_try_at=None)  # fmt: skip
                     if size != seen:
                         reporter.step(f"the log has {size} entries and continues what was seen before")
                         seen = size
                     resending.look(member)
                     stop.wait(member.settings.poll_s)
-        except UnavailableError as error:
-            logger.info("%s; trying again", error)
-            stop.wait(home.settings().poll_s)
+        except (UnavailableError, NotPermittedError) as error:
+            pause_s = pauses.next_s(home.settings().poll_s)
+            if isinstance(error, NotPermittedError):
+                pause_s = max(pause_s, _PERSON_NEEDED_S)
+            logger.info("%s; trying again in %.1f s", error, pause_s)
+            again = format_time(datetime.now(UTC) + timedelta(seconds=pause_s))
+            state.set(trouble=str(error), next_try_at=again)
+            stop.wait(pause_s)
         except VerificationError:
             logger.critical("the log contradicts what this owner has seen; stopping")
             raise

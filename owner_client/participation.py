@@ -13,10 +13,10 @@ from threading import Event
 from typing import Any, Final
 
 from common.errors import ConflictError, ConsentError, NotFoundError, VerificationError
-from common.files import exclusive, make_private_directory, read_required, taking_turns, write_atomic
+from common.files import exclusive, make_private_directory, read_required, taking_turns
 from common.jobs import JobEvent, run_job
 from common.trust.describe import describe
-from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of, digest_of_file
+from common.trust.manifest import MANIFEST_NAME, check_directory, digest_of, digest_of_file
 from common.trust.statements import (
     CertRevoke,
     ConsentExpert,
@@ -34,6 +34,7 @@ from owner_client.chain import Chain, Said
 from owner_client.config import ConsentSettings
 from owner_client.egress import EgressPlan
 from owner_client.fetching import OnBytes
+from owner_client.manifests import fetch_files
 from owner_client.membership import REFUSALS, Membership, send, wait_for_quorum
 
 _BACKDATED: Final = timedelta(minutes=5)
@@ -60,7 +61,7 @@ def fetch_base(member: Membership, *, on_bytes: OnBytes) -> Base:
     if not (base.directory / MANIFEST_NAME).exists():
         base.directory.mkdir(parents=True, exist_ok=True)
         with taking_turns(member.home.bases / ".lock"):
-            _fetch_files(member, manifest, base.directory, on_bytes=on_bytes)
+            fetch_files(member.client, manifest, base.directory, on_bytes=on_bytes)
             return base  # each file was checked as it came
     try:
         check_directory(base.directory, manifest=manifest)
@@ -70,22 +71,6 @@ def fetch_base(member: Membership, *, on_bytes: OnBytes) -> Base:
             "run this again to fetch it anew"
         ) from error
     return base
-
-
-def _fetch_files(member: Membership, manifest: Manifest, directory: Path, *, on_bytes: OnBytes) -> None:
-    done = 0
-    for name, entry in manifest.files.items():
-        if not (directory / name).exists():
-            report = _shifted(on_bytes, by=done, total=manifest.size_bytes)
-            member.client.fetch(entry, to=directory / name, on_bytes=report)
-        done += entry.size
-    for cut_off in directory.glob(".*.partial"):  # a manifest that a crash kept from its place
-        cut_off.unlink()
-    write_atomic(directory / MANIFEST_NAME, bytes(manifest))
-
-
-def _shifted(on_bytes: OnBytes, *, by: int, total: int) -> OnBytes:
-    return lambda done, _: on_bytes(by + done, total)
 
 
 def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> ConsentGrant:
