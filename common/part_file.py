@@ -1,10 +1,10 @@
 """A file that arrives in order, through kills and restarts: what is committed is on disk and in its digest, for good.
 
-Beside `<name>.part` lies `<name>.part.state`: how many bytes are committed, and the digest's state after them. What is
-past that was on its way when the process died and is sent again. A commit is made beside the writing that goes on.
+Beside `<name>.part` lies `<name>.part.state` (`common/part_state.py`): how many bytes are committed, and the digest's
+state after them. What is past that was on its way when the process died and is sent again. A commit is made beside the
+writing that goes on.
 """
 
-import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -13,15 +13,15 @@ from typing import Final
 
 from common.errors import VerificationError
 from common.files import sync_directory
-from common.resumable_sha256 import STATE_BYTES, ResumableSha256
+from common.part_state import PartState, read_state
+from common.resumable_sha256 import ResumableSha256
 from common.trust.manifest import FileEntry
 
 _READ_BYTES: Final = 1024 * 1024
 _LEAST_COMMIT_BYTES: Final = 1024 * 1024
 _MOST_COMMIT_BYTES: Final = 16 * 1024 * 1024
-_COMMITS_A_FILE: Final = 1024
-"""What is lost in a kill is at most three commits' bytes: less than a hundredth of a large file."""
-_CHECK_BYTES: Final = 32
+_COMMITS_A_FILE: Final = 512
+"""What is lost in a kill is about two commits' bytes: less than a hundredth of a large file."""
 
 
 class PartFile:
@@ -33,6 +33,7 @@ class PartFile:
         self._digest = digest if digest is not None else _digest_of_start(path, committed)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._descriptor, committed)
+        self._state = PartState(state_path(path), anew=committed == 0)
         sync_directory(path.parent)
         self.position, self.committed = committed, committed
         self._commit_bytes = commit_bytes(entry.size)
@@ -63,7 +64,7 @@ class PartFile:
         self._digest = digest or self.digest_with(data)
         self.position += len(data)
         self._take()
-        if self._commit is not None and self.position - self.committed >= 3 * self._commit_bytes:
+        if self._commit is not None and self.position - self.committed >= 2 * self._commit_bytes:
             self._commit.exception()  # the disk is slower than the sender: wait for it
             self._take()
         due = self.position - self.committed >= self._commit_bytes or self.position == self._entry.size
@@ -96,6 +97,7 @@ class PartFile:
         self._thread.shutdown()
         if self._descriptor >= 0:
             os.close(self._descriptor)
+            self._state.close()
             self._descriptor = -1
 
     def _begin(self) -> None:
@@ -109,13 +111,7 @@ class PartFile:
     def _make_durable(self, position: int, state: bytes | None) -> int:
         os.fdatasync(self._descriptor)
         _let_go(self._descriptor, self.committed, position)
-        body = position.to_bytes(8, "little") + (state or bytes(STATE_BYTES))
-        temporary = self.path.with_name(f".{self.path.name}.state.partial")
-        with temporary.open("wb") as file:
-            file.write(body + hashlib.sha256(body).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(state_path(self.path))
+        self._state.save(position, state)
         return position
 
 
@@ -143,19 +139,10 @@ def drop(path: Path) -> None:
 def _read_state(path: Path, *, size: int) -> tuple[int, ResumableSha256 | None]:
     """Bytes that are committed, and the digest after them where it can be taken up."""
     try:
-        raw, there = state_path(path).read_bytes(), path.stat().st_size
+        there = path.stat().st_size
     except FileNotFoundError:
         return 0, None
-    body, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
-    if len(body) != 8 + STATE_BYTES or hashlib.sha256(body).digest() != check:
-        return 0, None  # cut off by a power cut: nothing is known to be whole
-    committed = int.from_bytes(body[:8], "little")
-    if committed > min(there, size):
-        return 0, None
-    try:
-        return committed, ResumableSha256.resume(body[8:]) if any(body[8:]) else None
-    except ValueError:
-        return committed, None
+    return read_state(state_path(path), most=min(there, size))
 
 
 def _digest_of_start(path: Path, size: int) -> ResumableSha256:

@@ -95,6 +95,11 @@ class Arrival:
     def __init__(self, part: PartFile | None, expert: ArrivingExpert | None, plan: ChunkPlan) -> None:
         self._part, self._expert, self._plan = part, expert, plan
 
+    @property
+    def received_chunks(self) -> int:
+        """Chunks that are on disk."""
+        return self._plan.num_chunks if self._part is None else self._plan.received_chunks(self._part.committed)
+
     def put(self, chunk: ChunkMessage) -> bool:
         """Take a chunk; whether more is on disk than before."""
         if self._part is None or self._expert is None:

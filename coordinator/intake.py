@@ -116,11 +116,11 @@ class Intake:
                     with turn.held_by(stream):
                         told = self._store(statement, chunk, stream)
                     if told:
-                        yield self._progress(statement)
+                        yield self._progress(statement, stream)
                 if statement is not None:
                     with turn.held_by(stream):
                         stream.commit()
-                    yield self._progress(statement)
+                    yield self._progress(statement, stream)
         finally:
             if statement is not None:
                 turn.end(stream)
@@ -261,11 +261,17 @@ class Intake:
             raise NotPermittedError(f"upload {upload_id} is not of {caller}")
         return _contribution(statement)
 
-    def _progress(self, statement: ExpertContribute) -> list[FileProgress]:
+    def _progress(self, statement: ExpertContribute, stream: Stream | None = None) -> list[FileProgress]:
+        """What is stored: a stream that writes knows it, else the files say it."""
+        arrivals = {} if stream is None else stream.arrivals
         return [
-            FileProgress(file.digest, file.size, self._received(statement.record_id, file))
+            FileProgress(
+                file.digest, file.size,
+                arrivals[file.digest].received_chunks if file.digest in arrivals
+                else self._received(statement.record_id, file),
+            )
             for file in statement.manifest.files.values()
-        ]
+        ]  # fmt: skip
 
     def _received(self, upload_id: str, file: FileEntry) -> int:
         plan = ChunkPlan(file.size)

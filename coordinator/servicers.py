@@ -7,7 +7,7 @@ import grpc
 
 from common.errors import MalformedError
 from common.rpc.channel import authenticate_again, caller, shown_certificate
-from common.rpc.chunk_message import ChunkMessage, parse_chunk
+from common.rpc.chunk_message import ChunkMessage, format_fetched, parse_chunk
 from common.rpc.one_ahead import one_ahead
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.certificate_request import is_certificate_request
@@ -150,9 +150,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     ) -> transfer_pb2.FinishUploadReply:
         return transfer_pb2.FinishUploadReply(receipt=self._intake.finish(request.upload_id, caller=caller()))
 
-    def Fetch(
-        self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext
-    ) -> Iterator[transfer_pb2.FetchReply]:
+    def Fetch(self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         party, path = caller(), self._publication.find(request.digest)
         if request.offset > path.stat().st_size:
             raise MalformedError(f"offset {request.offset} is past the end of {request.digest}")
@@ -167,7 +165,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
 
     def ReadPublished(
         self, request: transfer_pb2.ReadPublishedRequest, context: grpc.ServicerContext
-    ) -> Iterator[transfer_pb2.FetchReply]:
+    ) -> Iterator[bytes]:
         party, path = caller(), self._publication.listed_path(request.path)
         if request.offset > path.stat().st_size:
             raise MalformedError(f"offset {request.offset} is past the end of {request.path[:200]}")
@@ -175,12 +173,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
 
     def _fetch(
         self, party: str, permitted: Permitted, path: Path, offset: int, context: grpc.ServicerContext
-    ) -> Iterator[transfer_pb2.FetchReply]:
+    ) -> Iterator[bytes]:
         with self._streams.stream(party, end=context.cancel) as moved, path.open("rb") as file:
             file.seek(offset)
             while data := file.read(CHUNK_BYTES):
                 permitted.check()
-                yield transfer_pb2.FetchReply(data=data)
+                yield format_fetched(data)
                 moved()
 
 

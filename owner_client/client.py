@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from common.errors import UnavailableError, VerificationError
-from common.rpc.channel import PUT_CHUNKS, call, open_channel
+from common.rpc.channel import FETCH, PUT_CHUNKS, call, open_channel
 from common.rpc.identity import TlsIdentity
 from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest
@@ -87,7 +87,8 @@ class Client:
         put_chunks = self._channel.stream_stream(
             PUT_CHUNKS, response_deserializer=transfer_pb2.PutChunksReply.FromString
         )
-        self._fetching = Fetching(transfer, retry=retry, pace=pace, count=traffic.sent)
+        fetch = self._channel.unary_stream(FETCH, request_serializer=transfer_pb2.FetchRequest.SerializeToString)
+        self._fetching = Fetching(fetch, retry=retry, pace=pace, count=traffic.sent)
         self._uploading = Uploading(transfer, put_chunks, retry=retry, pace=pace, count=traffic.sent)
 
     def close(self) -> None:

@@ -12,10 +12,11 @@ from common.errors import VerificationError
 from common.files import full_disk_is_unavailable
 from common.part_file import PartFile, state_path
 from common.rpc.channel import stream
+from common.rpc.chunk_message import parse_fetched
 from common.trust.manifest import FileEntry
 from owner_client.pace import Pace
 from owner_client.retry import Retry
-from protos import transfer_pb2, transfer_pb2_grpc
+from protos import transfer_pb2
 
 OnBytes = Callable[[int, int], None]
 """(bytes done, bytes in all)."""
@@ -24,10 +25,10 @@ Count = Callable[[str, int], None]
 
 
 class Fetching:
-    """Fetches files of one coordinator."""
+    """Fetches files of one coordinator; `call` is its call of that name, which gives messages as bytes."""
 
-    def __init__(self, stub: transfer_pb2_grpc.TransferStub, *, retry: Retry, pace: Pace, count: Count) -> None:
-        self._stub, self._retry, self._pace, self._count = stub, retry, pace, count
+    def __init__(self, call: Callable[..., object], *, retry: Retry, pace: Pace, count: Count) -> None:
+        self._call, self._retry, self._pace, self._count = call, retry, pace, count
 
     def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
         """Fetch a published file, going on from what an earlier try left in `<to>.part`.
@@ -56,14 +57,15 @@ class Fetching:
         """Fetch until the end of what there is, or of the hours in which the line may be used; True at the former."""
         request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
         self._count("Fetch", request.ByteSize())
-        with closing(stream(self._stub.Fetch, request)) as replies:
+        with closing(stream(self._call, request)) as replies:
             for reply in replies:
-                if file.position + len(reply.data) > entry.size:
+                data = parse_fetched(reply)
+                if file.position + len(data) > entry.size:
                     raise VerificationError(f"more came than the {entry.size} bytes of {entry.digest}")
-                file.append(reply.data)
+                file.append(data)
                 sys.audit("concord.point", "chunk fetched")
                 on_bytes(file.position, entry.size)
-                self._pace.spend(len(reply.data))
+                self._pace.spend(len(data))
                 if not self._pace.is_open:
                     return False
         return True

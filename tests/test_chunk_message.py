@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import MalformedError
-from common.rpc.chunk_message import ChunkMessage, parse_chunk
+from common.rpc.chunk_message import ChunkMessage, format_fetched, parse_chunk, parse_fetched
 from protos import transfer_pb2
 
 _TEXT = st.text(max_size=60)
@@ -56,3 +56,17 @@ def test_every_cut_is_refused_or_is_a_whole_message_before_it() -> None:
 def test_other_messages_are_refused(message: bytes) -> None:
     with pytest.raises(MalformedError, match="chunk"):
         parse_chunk(message)
+
+
+@given(st.binary(max_size=300))
+def test_what_is_fetched_is_the_message_of_the_proto_both_ways(data: bytes) -> None:
+    assert transfer_pb2.FetchReply.FromString(format_fetched(data)).data == data
+    assert parse_fetched(transfer_pb2.FetchReply(data=data).SerializeToString()) == data
+
+
+@pytest.mark.parametrize(
+    "message", [b"\x0a", b"\x0a\x05data", b"\x0a\x03data", b"\x12\x04data", b"\x0a" + b"\xff" * 12]
+)
+def test_what_is_no_part_of_a_file_is_refused(message: bytes) -> None:
+    with pytest.raises(MalformedError):
+        parse_fetched(message)

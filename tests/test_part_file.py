@@ -85,7 +85,7 @@ def test_a_state_that_cannot_be_believed_begins_anew(harm: str, tmp_path: Path) 
     state = state_path(path)
     raw = state.read_bytes()
     if harm == "cut":
-        state.write_bytes(raw[:-1])
+        state.write_bytes(raw[:100])
     elif harm == "flipped":
         state.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
     elif harm == "gone":
@@ -95,6 +95,21 @@ def test_a_state_that_cannot_be_believed_begins_anew(harm: str, tmp_path: Path) 
     size = 1_999_999 if harm == "more than the file" else len(DATA)
     with closing(PartFile(path, FileEntry(ENTRY.digest, size))) as part:
         assert part.position == 0
+
+
+def test_a_torn_state_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "file.part"
+    with closing(PartFile(path, ENTRY)) as part:
+        for start in (0, 1_000_000):
+            part.append(DATA[start : start + 1_000_000])
+            part.commit()
+    raw = bytearray(state_path(path).read_bytes())
+    raw[4096] ^= 1
+    state_path(path).write_bytes(raw)
+    with closing(PartFile(path, ENTRY)) as part:
+        assert part.position == 1_000_000
+        part.append(DATA[1_000_000:])
+        part.check(remedy="send it again")
 
 
 def test_other_bytes_are_dropped(tmp_path: Path) -> None:

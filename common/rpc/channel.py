@@ -48,7 +48,9 @@ _STATUS: Final[dict[type[ConcordError], grpc.StatusCode]] = {
 _CLASSES: Final = {kind.__name__: kind for kind in _STATUS}
 _ERROR_KEY: Final = "concord-error"
 PUT_CHUNKS: Final = "/concord.v1.Transfer/PutChunks"
-"""Its requests come and go as bytes, for `chunk_message`: a parser would copy every megabyte twice."""
+FETCH: Final = "/concord.v1.Transfer/Fetch"
+"""Requests of the one and replies of the other come and go as bytes, for `chunk_message`: a parser would copy every
+megabyte twice."""
 _MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _MAX_CONNECTION_AGE_MS: Final = 60 * 60 * 1000
 _GRACE_MS: Final = 3_600_000
@@ -180,7 +182,7 @@ class _Boundary(grpc.ServerInterceptor):
         return make(
             wrapped,
             request_deserializer=None if method == PUT_CHUNKS else handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            response_serializer=None if method == FETCH else handler.response_serializer,
         )
 
     def _unary(

@@ -1,7 +1,8 @@
 """Chunks on the wire, without copies of what they carry.
 
-The message is `concord.v1.Chunk` of protos/transfer.proto, in Protocol Buffers' own encoding. A general parser copies
-a field of a megabyte twice before anybody sees it; here it is read where it lies. What is not in the .proto is refused.
+The messages are `concord.v1.Chunk` and `FetchReply` of protos/transfer.proto, in Protocol Buffers' own encoding. A
+general parser copies a field of a megabyte twice before anybody sees it; here it is read where it lies. What is not in
+the .proto is refused.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ _FILE: Final = 2
 _INDEX: Final = 3
 _DATA: Final = 4
 _SHA256: Final = 5
+_FETCHED: Final = 1
 _VARINT: Final = 0
 _BYTES: Final = 2
 _MOST_VARINT_BYTES: Final = 10
@@ -71,6 +73,27 @@ def parse_chunk(message: bytes) -> ChunkMessage:
         _text(found.get(_UPLOAD_ID, b"")), _text(found.get(_FILE, b"")), index,
         _bytes(found.get(_DATA, b"")), bytes(_bytes(found.get(_SHA256, b""))),
     )  # fmt: skip
+
+
+def format_fetched(data: bytes) -> bytes:
+    """`concord.v1.FetchReply` with this data."""
+    return b"".join((_number(_FETCHED << 3 | _BYTES), _number(len(data)), data))
+
+
+def parse_fetched(message: bytes) -> memoryview:
+    """The data of a `concord.v1.FetchReply`, a part of the message.
+
+    Raises:
+        MalformedError: it is no such message.
+    """
+    view = memoryview(message)
+    if not view:
+        return view
+    tag, at = _read_number(view, 0)
+    length, at = _read_number(view, at)
+    if tag != _FETCHED << 3 | _BYTES or len(view) != at + length:
+        raise MalformedError(f"{len(view)} bytes came that are no part of a file")
+    return view[at:]
 
 
 def _bytes(value: int | bytes | memoryview) -> bytes | memoryview:
