@@ -49,6 +49,7 @@ _CLASSES: Final = {kind.__name__: kind for kind in _STATUS}
 _ERROR_KEY: Final = "concord-error"
 PUT_CHUNKS: Final = "/concord.v1.Transfer/PutChunks"
 FETCH: Final = "/concord.v1.Transfer/Fetch"
+_SERVED_AS_BYTES: Final = (FETCH, "/concord.v1.Transfer/ReadPublished")
 """Requests of the one and replies of the other come and go as bytes, for `chunk_message`: a parser would copy every
 megabyte twice."""
 _MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -182,7 +183,7 @@ class _Boundary(grpc.ServerInterceptor):
         return make(
             wrapped,
             request_deserializer=None if method == PUT_CHUNKS else handler.request_deserializer,
-            response_serializer=None if method == FETCH else handler.response_serializer,
+            response_serializer=None if method in _SERVED_AS_BYTES else handler.response_serializer,
         )
 
     def _unary(
