@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Timer
@@ -39,7 +39,7 @@ class Plan:
 
     work: Path
     size_mib: int
-    num_owners: int
+    num_owners: int = 0
     certificate_hours: float = 24.0
     advertise: str = "127.0.0.1"
     """The address that owners dial; where it is another machine's, its coordinator listens on all."""
@@ -275,7 +275,8 @@ def _count_chunks(path: Path, at_chunk: int, victims: tuple[str, ...]) -> None:
 def kill(*victims: str) -> None:
     """Kill processes by id, this one last."""
     for victim in sorted(victims, key=lambda each: each == "self"):
-        os.kill(os.getpid() if victim == "self" else int(victim), signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(os.getpid() if victim == "self" else int(victim), signal.SIGKILL)
 
 
 def quiet(done: int, total: int) -> None:

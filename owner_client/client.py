@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from common.errors import UnavailableError, VerificationError
-from common.rpc.channel import FETCH, PUT_CHUNKS, call, open_channel
+from common.rpc.channel import call, open_channel
 from common.rpc.identity import TlsIdentity
 from common.trust.cosignature import Witness, cosigned
 from common.trust.manifest import FileEntry, Manifest
@@ -17,6 +17,7 @@ from common.trust.note import Checkpoint, Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import BasePublish, ReleasePublish, parse_note
 from common.trust.verify import check_receipt
+from owner_client.connection import Connection
 from owner_client.egress import Message, Outbound
 from owner_client.fetching import Fetching, OnBytes
 from owner_client.pace import Pace
@@ -28,9 +29,6 @@ from protos import (
     enrolment_pb2,
     enrolment_pb2_grpc,
     registry_pb2,
-    registry_pb2_grpc,
-    transfer_pb2,
-    transfer_pb2_grpc,
 )
 
 CALL_TIMEOUT_S: Final = 30.0
@@ -76,29 +74,23 @@ class Client:
         traffic: Traffic,
         pace: Pace | None = None,
     ) -> None:
-        self._channel = open_channel(target, authority=tls.authority, tls=tls)
-        self._enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
-        self._registry = registry_pb2_grpc.RegistryStub(self._channel)
+        self.connection = Connection(target, tls)
         self._root = root
         self._pins = pins
         self._retry = retry
         self._traffic = traffic
-        transfer, pace = transfer_pb2_grpc.TransferStub(self._channel), pace or Pace()
-        put_chunks = self._channel.stream_stream(
-            PUT_CHUNKS, response_deserializer=transfer_pb2.PutChunksReply.FromString
-        )
-        fetch = self._channel.unary_stream(FETCH, request_serializer=transfer_pb2.FetchRequest.SerializeToString)
-        self._fetching = Fetching(fetch, retry=retry, pace=pace, count=traffic.sent)
-        self._uploading = Uploading(transfer, put_chunks, retry=retry, pace=pace, count=traffic.sent)
+        pace = pace or Pace()
+        self._fetching = Fetching(self.connection, retry=retry, pace=pace, count=traffic.sent)
+        self._uploading = Uploading(self.connection, retry=retry, pace=pace, count=traffic.sent)
 
     def close(self) -> None:
         """Close the connection, and write down what it sent."""
-        self._channel.close()
+        self.connection.close()
         self._traffic.write()
 
     def renew(self, csr: Message) -> tuple[bytes, bytes]:
         """A new certificate for the key in `csr`, and the roots to trust from now on; both PEM."""
-        reply = self._call(self._enrolment.Renew, enrolment_pb2.RenewRequest(csr=csr.data))
+        reply = self._call(self.connection.enrolment.Renew, enrolment_pb2.RenewRequest(csr=csr.data))
         return reply.certificate, reply.authority
 
     def record(self, message: Message, *, is_last: bool = False) -> bytes:
@@ -107,7 +99,7 @@ class Client:
         After one that `is_last` no call is answered: that its checkpoint continues the pinned one is seen later.
         """
         note = message.data
-        receipt: bytes = self._call(self._registry.Record, registry_pb2.RecordRequest(note=note)).receipt
+        receipt: bytes = self._call(self.connection.registry.Record, registry_pb2.RecordRequest(note=note)).receipt
         if is_last:
             check_receipt(self._root, receipt, entry=note)
         else:
@@ -125,7 +117,7 @@ class Client:
 
     def watch(self) -> tuple[bytes, int]:
         """Fetch the latest checkpoint, verify that it continues the pinned one, and return its note and size."""
-        reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest())
+        reply = self._call(self.connection.registry.GetCheckpoint, registry_pb2.GetCheckpointRequest())
         return reply.checkpoint, self._pins.observe(reply.checkpoint, fetch_proof=self._consistency).size
 
     def pinned(self) -> Checkpoint | None:
@@ -134,7 +126,7 @@ class Client:
 
     def cosign(self, checkpoint: Message) -> None:
         """Hand in a cosignature under a checkpoint that continues all that this owner saw."""
-        self._call(self._registry.Cosign, registry_pb2.CosignRequest(checkpoint=checkpoint.data))
+        self._call(self.connection.registry.Cosign, registry_pb2.CosignRequest(checkpoint=checkpoint.data))
 
     def wait_for_quorum(self, witnesses: Sequence[Witness], quorum: int) -> None:
         """Wait until `quorum` of `witnesses` have cosigned the log as it is now, or a checkpoint that continues it.
@@ -157,7 +149,9 @@ class Client:
 
     def _who_cosigned(self, witnesses: Sequence[Witness], size: int) -> set[str]:
         """Which of `witnesses` cosigned `size` entries or more of the log that this owner knows."""
-        reply = self._call(self._registry.GetCheckpoint, registry_pb2.GetCheckpointRequest(with_cosigned=True))
+        reply = self._call(
+            self.connection.registry.GetCheckpoint, registry_pb2.GetCheckpointRequest(with_cosigned=True)
+        )
         found: set[str] = set()
         for data in (reply.checkpoint, *reply.cosigned):
             note = Note.parse(data)
@@ -173,7 +167,7 @@ class Client:
         Raises:
             VerificationError: it is not, or its manifest is not the logged one.
         """
-        reply = self._call(self._registry.GetBase, registry_pb2.GetBaseRequest())
+        reply = self._call(self.connection.registry.GetBase, registry_pb2.GetBaseRequest())
         note, statement = parse_note(reply.note)
         if not isinstance(statement, BasePublish):
             raise VerificationError(f"the coordinator showed {statement.type} as its base")
@@ -193,7 +187,7 @@ class Client:
             NotFoundError: there is none, or it was withdrawn.
             VerificationError: what was shown is not it.
         """
-        reply = self._call(self._registry.GetRelease, registry_pb2.GetReleaseRequest(name=name))
+        reply = self._call(self.connection.registry.GetRelease, registry_pb2.GetReleaseRequest(name=name))
         note, statement = parse_note(reply.note)
         if not isinstance(statement, ReleasePublish) or name not in ("", statement.release):
             raise VerificationError(
@@ -224,7 +218,7 @@ class Client:
 
     def _consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
         request = registry_pb2.GetConsistencyRequest(old_size=old_size, new_size=new_size)
-        return tuple(self._call(self._registry.GetConsistency, request).hashes)
+        return tuple(self._call(self.connection.registry.GetConsistency, request).hashes)
 
     def _call(self, method: Callable[..., _Result], request: Request) -> _Result:
         def attempt() -> _Result:

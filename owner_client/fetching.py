@@ -14,6 +14,7 @@ from common.part_file import PartFile, state_path
 from common.rpc.channel import stream
 from common.rpc.chunk_message import parse_fetched
 from common.trust.manifest import FileEntry
+from owner_client.connection import Connection
 from owner_client.pace import Pace
 from owner_client.retry import Retry
 from protos import transfer_pb2
@@ -25,10 +26,10 @@ Count = Callable[[str, int], None]
 
 
 class Fetching:
-    """Fetches files of one coordinator; `call` is its call of that name, which gives messages as bytes."""
+    """Fetches files of one coordinator."""
 
-    def __init__(self, call: Callable[..., object], *, retry: Retry, pace: Pace, count: Count) -> None:
-        self._call, self._retry, self._pace, self._count = call, retry, pace, count
+    def __init__(self, connection: Connection, *, retry: Retry, pace: Pace, count: Count) -> None:
+        self._connection, self._retry, self._pace, self._count = connection, retry, pace, count
 
     def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
         """Fetch a published file, going on from what an earlier try left in `<to>.part`.
@@ -50,14 +51,15 @@ class Fetching:
             is_ended = False
             while file.position < entry.size and not is_ended:
                 self._pace.wait_until_open()
+                self._connection.refresh()
                 is_ended = self._fetch_some(entry, file, on_bytes)
             file.check(remedy="fetch it again")
 
     def _fetch_some(self, entry: FileEntry, file: PartFile, on_bytes: OnBytes) -> bool:
-        """Fetch until the end of what there is, or of the hours in which the line may be used; True at the former."""
+        """Fetch until the end of what there is, and answer True, or until the connection may not be used any more."""
         request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
         self._count("Fetch", request.ByteSize())
-        with closing(stream(self._call, request)) as replies:
+        with closing(stream(self._connection.fetch, request)) as replies:
             for reply in replies:
                 data = parse_fetched(reply)
                 if file.position + len(data) > entry.size:
@@ -66,6 +68,6 @@ class Fetching:
                 sys.audit("concord.point", "chunk fetched")
                 on_bytes(file.position, entry.size)
                 self._pace.spend(len(data))
-                if not self._pace.is_open:
+                if not self._pace.is_open or self._connection.is_due:
                     return False
         return True

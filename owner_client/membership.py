@@ -281,7 +281,10 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     try:
         chain = Chain(home.statements, party=settings.owner, key=key, root=root)
         reviews = reviews_of(home, settings)
-        yield Membership(home, settings, root, chain, client, reviews, _witness_in_log(home, chain, root))
+        member = Membership(home, settings, root, chain, client, reviews, _witness_in_log(home, chain, root))
+        due_at = renewal_moment(identity_of(tls.certificate))
+        client.connection.keep_fresh(lambda: _renewed(member), due_at=due_at)
+        yield member
     finally:
         ended.set()
         client.close()
@@ -378,6 +381,13 @@ def renew_if_due(member: Membership) -> bool:
     write_atomic(member.home.authority, roots)  # first: what the new certificate is under is among them
     write_secret(member.home.tls, bytes(TlsIdentity(key, certificate, roots)))
     return True
+
+
+def _renewed(member: Membership) -> tuple[TlsIdentity, datetime]:
+    """What to show from now on, renewed by this process or by another one, and when that is due."""
+    renew_if_due(member)
+    tls = TlsIdentity.parse(member.home.tls.read_bytes(), authority=member.home.authority.read_bytes())
+    return tls, renewal_moment(identity_of(tls.certificate))
 
 
 def renewal_moment(facts: CertificateFacts) -> datetime:

@@ -11,11 +11,12 @@ from common.errors import ConcordError, MalformedError
 from common.rpc.channel import call, stream
 from common.rpc.chunk_message import ChunkMessage
 from common.rpc.transfer import CHUNK_BYTES, ChunkPlan, missing_chunks
+from owner_client.connection import Connection
 from owner_client.egress import Outbound
 from owner_client.fetching import Count, OnBytes
 from owner_client.pace import Pace
 from owner_client.retry import Retry
-from protos import transfer_pb2, transfer_pb2_grpc
+from protos import transfer_pb2
 
 _OPEN_TIMEOUT_S: Final = 30.0
 _FINISH_TIMEOUT_S: Final = 3600.0
@@ -23,19 +24,10 @@ _FINISH_TIMEOUT_S: Final = 3600.0
 
 
 class Uploading:
-    """Uploads experts to one coordinator; `put_chunks` is its call of that name, which takes messages as bytes."""
+    """Uploads experts to one coordinator."""
 
-    def __init__(
-        self,
-        stub: transfer_pb2_grpc.TransferStub,
-        put_chunks: Callable[..., object],
-        *,
-        retry: Retry,
-        pace: Pace,
-        count: Count,
-    ) -> None:
-        self._stub, self._put_chunks = stub, put_chunks
-        self._retry, self._pace, self._count = retry, pace, count
+    def __init__(self, connection: Connection, *, retry: Retry, pace: Pace, count: Count) -> None:
+        self._connection, self._retry, self._pace, self._count = connection, retry, pace, count
 
     def upload(self, outbound: Outbound, *, on_bytes: OnBytes) -> bytes:
         """Send what is missing and finish; returns the receipt, which is not verified yet."""
@@ -52,41 +44,50 @@ class Uploading:
             self._pace.wait_until_open()
         request = transfer_pb2.FinishUploadRequest(upload_id=upload_id)
         self._count("FinishUpload", request.ByteSize())
-        return bytes(call(self._stub.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S).receipt)
+        return bytes(call(self._connection.transfer.FinishUpload, request, timeout_s=_FINISH_TIMEOUT_S).receipt)
 
     def _open(self, outbound: Outbound) -> transfer_pb2.OpenUploadReply:
         request = transfer_pb2.OpenUploadRequest(note=outbound.message.data)
         self._count("OpenUpload", request.ByteSize())
-        opened = call(self._stub.OpenUpload, request, timeout_s=_OPEN_TIMEOUT_S)
+        opened = call(self._connection.transfer.OpenUpload, request, timeout_s=_OPEN_TIMEOUT_S)
         if opened.chunk_bytes != CHUNK_BYTES:
             raise MalformedError(f"the coordinator takes chunks of {opened.chunk_bytes} bytes; update this client")
         return opened
 
     def _send_some(self, outbound: Outbound, on_bytes: OnBytes) -> str | None:
-        """Send what is missing, until all is there or the hours in which the line may be used end; the upload's id
-        when all is there.
+        """Send what is missing, until all is there or the connection may not be used any more.
+
+        Returns the upload's id when all is there.
         """
         self._pace.wait_until_open()
+        self._connection.refresh()
         opened = self._open(outbound)
         entry = outbound.plan.entry
         received = next((file.received_chunks for file in opened.files if file.digest == entry.digest), 0)
         plan = ChunkPlan(entry.size)
-        sending = Sending(outbound, opened.upload_id, missing_chunks(plan, received=received), self._pace)
+        sending = Sending(
+            outbound, opened.upload_id, missing_chunks(plan, received=received), self._may_go_on, self._pace
+        )
         if sending.missing:
             outbound.record_upload(sending.missing)
-            with closing(stream(self._put_chunks, sending)) as replies:
+            with closing(stream(self._connection.put_chunks, sending)) as replies:
                 for reply in replies:
                     received = next(file.received_chunks for file in reply.files if file.digest == entry.digest)
                     on_bytes(min(received * CHUNK_BYTES, entry.size), entry.size)
             sending.raise_failure()
         return opened.upload_id if received == plan.num_chunks else None
 
+    def _may_go_on(self) -> bool:
+        return self._pace.is_open and not self._connection.is_due
+
 
 class Sending:
     """The chunks of one stream. gRPC asks for them on a thread of its own: what fails there is kept for the caller."""
 
-    def __init__(self, outbound: Outbound, upload_id: str, missing: range, pace: Pace) -> None:
-        self.missing = missing
+    def __init__(
+        self, outbound: Outbound, upload_id: str, missing: range, may_go_on: Callable[[], bool], pace: Pace
+    ) -> None:
+        self.missing, self._may_go_on = missing, may_go_on
         self._outbound, self._upload_id, self._pace = outbound, upload_id, pace
         self._indices = iter(missing)
         self._failure: Exception | None = None
@@ -96,7 +97,7 @@ class Sending:
 
     def __next__(self) -> bytes:
         index = next(self._indices)
-        if self._failure is not None or not self._pace.is_open:
+        if self._failure is not None or not self._may_go_on():
             raise StopIteration
         try:
             data, digest = self._outbound.read_chunk(index)

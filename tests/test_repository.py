@@ -26,7 +26,7 @@ MAY_IMPORT = [
     (r"common\.rpc\.auditor", r"common|protos"),
     (r"common\..*", r"common"),
     (r"coordinator\.servicers", r"common|coordinator|protos"),
-    (r"owner_client\.(client|fetching|uploading)", r"common|owner_client|protos"),
+    (r"owner_client\.(client|connection|fetching|uploading)", r"common|owner_client|protos"),
     (r"coordinator\..*", r"common|coordinator"),
     (r"owner_client\..*", r"common|owner_client"),
     (r"deploy\..*", r"common|coordinator|owner_client|deploy"),
