@@ -19,18 +19,19 @@ from common.trust.manifest import digest_of
 from common.trust.rules import is_in_force, is_to_come
 from common.trust.statements import COORDINATOR
 from common.trust.tables import tables_of
-from coordinator import identity_cli
+from coordinator import identity_cli, intake_cli
 from coordinator.config import CoordinatorSettings
 from coordinator.evaluation import evaluation_job
 from coordinator.home import Coordinator, create, open_home
 from coordinator.options import HomeOption
 from coordinator.recovery import recover
 from coordinator.releases import latest_base, make_release, publish_base
-from coordinator.state import daemon_state, owners_table
+from coordinator.state import state_of_daemon, owners_table
 
 app = new_app("Run a consortium: publish the public model, invite owners, make releases.")
 
 identity_cli.add_to(app)
+intake_cli.add_to(app)
 
 
 @app.command()
@@ -232,7 +233,7 @@ def release(
 def status(home: HomeOption = Path("coordinator"), as_json: JsonOption = False) -> None:
     """Who has joined and is there, what is in force, what was released, and what the daemon does now."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        daemon = daemon_state(coordinator.home)
+        daemon = state_of_daemon(coordinator.home)
         rows = owners_table(coordinator, coordinator.registry.head(), daemon)
         columns = list(rows[0]) if rows else ["owner"]
         reporter.table("owners", columns, [[str(row[name]) for name in columns] for row in rows])

@@ -44,6 +44,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         coordinator.registry.check_may_append()
         show_logged(coordinator)
         carry_out(coordinator, in_background=True)
+        coordinator.intake.put_back()
         coordinator.registry.publish()
         settings, tls = coordinator.settings, ServerIdentity(coordinator)
         # Threads of their own: whoever holds those of the port that is open to all keeps no member waiting.

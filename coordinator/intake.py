@@ -176,6 +176,19 @@ class Intake:
                         self._publication.take_back(file, to=self._part(statement.record_id, file.digest))
                 raise
 
+    def put_back(self) -> None:
+        """Take back what a crash left among the published files and the log does not name: an upload that was being
+        finished. Its owner finishes it again.
+        """
+        for statement in self._announced():
+            for file in statement.manifest.files.values():
+                with self._registry.history() as history:
+                    is_named = file.digest in history.contributors
+                part = self._part(statement.record_id, file.digest)
+                if not is_named and not part.exists() and self._publication.object_path(file.digest).exists():
+                    self._publication.take_back(file, to=part)
+                    logger.info("%s of upload %s was put back: it is not in the log", file.digest, statement.record_id)
+
     def under_way(self) -> dict[str, tuple[int, int]]:
         """Uploads by party: bytes that are stored, and bytes in all."""
         return {

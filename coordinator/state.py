@@ -42,7 +42,7 @@ class Serving:
         )
 
 
-def daemon_state(home: CoordinatorHome) -> dict[str, Any]:
+def state_of_daemon(home: CoordinatorHome) -> dict[str, Any]:
     """What the daemon said last, and whether it runs; what is under way elsewhere."""
     return {
         "running": _is_held(home.path / "daemon.lock"),

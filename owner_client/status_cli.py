@@ -59,11 +59,11 @@ def standing(home: OwnerHome) -> dict[str, Any]:
         **_consents(home, settings, root),
         "waiting_for_approval": _waiting(home, settings),
         "sent_bytes": _sent(home),
-        "daemon": daemon_state(home),
+        "daemon": state_of_daemon(home),
     }
 
 
-def daemon_state(home: OwnerHome) -> Mapping[str, object]:
+def state_of_daemon(home: OwnerHome) -> Mapping[str, object]:
     """What the daemon said last; where none runs, that."""
     return {"running": is_running(home), **read_state(home.state)}
 

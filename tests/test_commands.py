@@ -31,6 +31,7 @@ OPTIONS = {
     "coordinator publish": "home json",
     "coordinator invite": "output role home json",
     "coordinator owners": "home json",
+    "coordinator intake": "clear home json",
     "coordinator rotate": "",
     "coordinator rotate server": "home json",
     "coordinator rotate intermediate": "root-key home json",
@@ -428,6 +429,9 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     "run without a home": ("owner run", lambda s: ["--home", s.path / "none"], NO_OWNER),
     "owner's status without a home": ("owner status", lambda s: ["--home", s.path / "none"], NO_OWNER),
     "owner's status of a file": ("owner status", lambda s: ["--home", s.terms], "terms.txt"),
+    "clear a quarantine that is not there": (
+        "coordinator intake", lambda s: ["--clear", "../keys", "--home", s.home], "is in quarantine"
+    ),
     "ledger without a home": ("owner ledger", lambda s: ["--home", s.path / "none"], NO_OWNER),
     "a ledger that is none": (
         "owner ledger verify", lambda s: [s.terms, "--home", s.joined], "no ledger that `concord owner ledger export`"

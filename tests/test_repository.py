@@ -48,7 +48,7 @@ ONLY_IN = {
     "sklearn": r"common\.text_classifier",
     "numpy": (
         r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder|resumable_sha256)"
-        r"|common\.model\.checkpoint"
+        r"|common\.model\.(checkpoint|norms)"
     ),
     "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",
     "nacl": r"common\.trust\.note",

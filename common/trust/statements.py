@@ -91,7 +91,8 @@ def _check_time(text: str) -> str:
 
 Digest = Annotated[str, _Spelt(r"sha256:[0-9a-f]{64}", "a digest (sha256: and 64 hex digits)")]
 Time = Annotated[str, AfterValidator(_check_time)]
-PartyId = Annotated[str, _matches(r"[a-z][a-z0-9-]{0,62}", "a party id (small letters, digits and '-')")]
+PARTY_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+PartyId = Annotated[str, _matches(PARTY_PATTERN.pattern, "a party id (small letters, digits and '-')")]
 KeyId = Annotated[str, _matches(r"[0-9a-f]{8}", "a key id (8 hex digits)")]
 RecordId = Annotated[str, _Spelt(_RECORD_ID, "a record id (UUID version 7)")]
 Name = Annotated[str, _matches(r"[a-z0-9][a-z0-9._-]{0,63}", "a name (small letters, digits, '.', '_' and '-')")]
