@@ -210,20 +210,9 @@ def up(plan: Plan, name: str, at_chunk: str = "", *victims: str) -> dict[str, An
 
     Once the owner reads its chunk number `at_chunk`, the processes `victims` are killed: ids, or `self`.
     """
-    from owner_client import egress, participation
-    from owner_client.config import ConsentSettings
-
     with member_of(plan, name) as member:
-        base = participation.fetch_base(member, on_bytes=quiet)
-        if participation.grant_in_force(member.chain, base_digest=base.digest) is None:
-            settings = ConsentSettings(purposes=["research"], terms=plan.work / "terms")
-            participation.consent(member, settings, base=base)
-        directory = participation.expert_directory(member, base)
-        if not directory.exists():
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            directory.symlink_to(plan.expert(name).parent)
         begun = time.perf_counter()
-        planned = egress.plan(directory, base=base.directory)
+        planned = prepare(plan, member, name)
         check_s = round(time.perf_counter() - begun, 2)
         _count_chunks(plan.sent(name), int(at_chunk or -1), victims)
         moments: list[float] = []
@@ -231,18 +220,35 @@ def up(plan: Plan, name: str, at_chunk: str = "", *victims: str) -> dict[str, An
         def moved(done: int, total: int) -> None:
             moments.append(time.perf_counter())
 
-        seconds = _submit(member, planned, base, moved)
+        seconds = submit(member, planned, moved)
     longest = max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
     return {**rate(planned.entry.size, seconds), "check_s": check_s, "longest_pause_s": round(longest, 2)}
 
 
-def _submit(member: Any, planned: Any, base: Any, on_bytes: Callable[[int, int], None]) -> float:
+def prepare(plan: Plan, member: Any, name: str) -> Any:
+    """Fetch the base, consent, have the expert where training would leave it, and check it."""
+    from owner_client import egress, participation
+    from owner_client.config import ConsentSettings
+
+    base = participation.fetch_base(member, on_bytes=quiet)
+    if participation.grant_in_force(member.chain, base_digest=base.digest) is None:
+        settings = ConsentSettings(purposes=["research"], terms=plan.work / "terms")
+        participation.consent(member, settings, base=base)
+    directory = participation.expert_directory(member, base)
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.symlink_to(plan.expert(name).parent)
+    return egress.plan(directory, base=base.directory)
+
+
+def submit(member: Any, planned: Any, on_bytes: Callable[[int, int], None]) -> float:
     """Release and upload what was planned; the seconds of the upload with its receipt."""
     from common.trust.manifest import digest_of_file
     from owner_client import egress, participation
 
-    grant = participation.grant_in_force(member.chain, base_digest=base.digest)
-    assert grant is not None, "consented above"
+    base_digest = participation.fetch_base(member, on_bytes=quiet).digest
+    grant = participation.grant_in_force(member.chain, base_digest=base_digest)
+    assert grant is not None, "consented when it was prepared"
     with member.chain.turn():
         outbound = egress.release(
             planned, grant_id=grant.record_id, tokens_seen=1, chain=member.chain, reviews=member.reviews,
@@ -279,6 +285,9 @@ def kill(*victims: str) -> None:
             os.kill(os.getpid() if victim == "self" else int(victim), signal.SIGKILL)
 
 
+Process = subprocess.Popen[str]
+
+
 def quiet(done: int, total: int) -> None:
     """Say nothing."""
 
@@ -294,7 +303,9 @@ def rate(size: int, seconds: float) -> dict[str, float]:
 def start_stage(plan: Plan, stage: Callable[..., Any], *arguments: str) -> "subprocess.Popen[str]":
     """Begin a stage in a process of its own."""
     fields = {**asdict(plan), "work": str(plan.work)}
-    module = "benchmarks.moving" if stage.__module__ == "__main__" else stage.__module__
+    module = stage.__module__
+    if module == "__main__":  # the script that is running
+        module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
     command = [sys.executable, "-m", "benchmarks.moving", module, stage.__name__, json.dumps(fields), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -315,8 +326,13 @@ def run_stage(plan: Plan, stage: Callable[..., Any], *arguments: str) -> dict[st
 
 def peak_mb(pid: int | str) -> int:
     """The most memory that a process ever had."""
+    return memory_mb(pid, "VmHWM")
+
+
+def memory_mb(pid: int | str, field: str) -> int:
+    """A figure of a process's memory."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
 @contextmanager
