@@ -36,7 +36,7 @@ def send(plan: Plan, name: str) -> dict[str, Any]:
             member.client.connection.refresh()
             time.sleep(0.1)
         renewals = _count_renewals(member)
-        seconds = moving.submit(member, planned, moving.quiet)
+        seconds = moving.submit(member, planned)
     return {"seconds": seconds, "renewals": len(renewals)}
 
 
