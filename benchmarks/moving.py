@@ -5,7 +5,6 @@ kills are one process's. A stage's last line is a JSON object with what it found
 """
 
 import importlib
-import itertools
 import json
 import os
 import random
@@ -41,8 +40,10 @@ class Plan:
     size_mib: int
     num_owners: int = 0
     certificate_hours: float = 24.0
-    advertise: str = "127.0.0.1"
-    """The address that owners dial; where it is another machine's, its coordinator listens on all."""
+    host: str = "127.0.0.1"
+    """Where the coordinator listens and owners dial."""
+    within: tuple[str, ...] = ()
+    """What to put before the command of a stage or a coordinator, so that it runs in another place."""
 
     @property
     def config(self) -> ModelConfig:
@@ -140,7 +141,7 @@ def join(plan: Plan) -> None:
     ports = free_ports(2)
     settings = CoordinatorSettings(
         federation="bench.example", origin="bench.example/log", port=ports[0], enrolment_port=ports[1],
-        host=plan.advertise, certificate_hours=plan.certificate_hours, threads=256,
+        host=plan.host, certificate_hours=plan.certificate_hours, threads=256,
     )  # fmt: skip
     coordinator_home.create(plan.home, settings)
     with coordinator_home.open_home(plan.home) as coordinator:
@@ -170,7 +171,7 @@ def concord(*arguments: str) -> None:
 @contextmanager
 def serving(plan: Plan) -> Iterator["subprocess.Popen[str]"]:
     """The coordinator's daemon, which may be killed within the block."""
-    command = [sys.executable, "-m", "concord", "coordinator", "serve", "--home", str(plan.home)]
+    command = [*plan.within, sys.executable, "-m", "concord", "coordinator", "serve", "--home", str(plan.home)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -206,43 +207,43 @@ def down(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def up(plan: Plan, name: str, at_chunk: str = "", *victims: str) -> dict[str, Any]:
-    """An owner's expert is checked, leaves and is recorded; `check_s` is the check's time, and not in the rate.
+    """An owner's expert is checked, leaves and is recorded; `check_s` is what it takes before, and not in the rate.
 
     Once the owner reads its chunk number `at_chunk`, the processes `victims` are killed: ids, or `self`.
     """
+    with member_of(plan, name) as member:
+        begun = time.perf_counter()
+        planned = prepare(plan, member, name)
+        check_s = round(time.perf_counter() - begun, 2)
+        _count_chunks(plan.sent(name), int(at_chunk or -1), victims)
+        seconds = submit(member, planned)
+    return {**rate(planned.entry.size, seconds), "check_s": check_s, "seconds": round(seconds, 1)}
+
+
+def prepare(plan: Plan, member: Any, name: str) -> Any:
+    """Fetch the base, consent, have the expert where training would leave it, and check it."""
     from owner_client import egress, participation
     from owner_client.config import ConsentSettings
 
-    with member_of(plan, name) as member:
-        base = participation.fetch_base(member, on_bytes=quiet)
-        if participation.grant_in_force(member.chain, base_digest=base.digest) is None:
-            settings = ConsentSettings(purposes=["research"], terms=plan.work / "terms")
-            participation.consent(member, settings, base=base)
-        directory = participation.expert_directory(member, base)
-        if not directory.exists():
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            directory.symlink_to(plan.expert(name).parent)
-        begun = time.perf_counter()
-        planned = egress.plan(directory, base=base.directory)
-        check_s = round(time.perf_counter() - begun, 2)
-        _count_chunks(plan.sent(name), int(at_chunk or -1), victims)
-        moments: list[float] = []
-
-        def moved(done: int, total: int) -> None:
-            moments.append(time.perf_counter())
-
-        seconds = _submit(member, planned, base, moved)
-    longest = max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
-    return {**rate(planned.entry.size, seconds), "check_s": check_s, "longest_pause_s": round(longest, 2)}
+    base = participation.fetch_base(member, on_bytes=quiet)
+    if participation.grant_in_force(member.chain, base_digest=base.digest) is None:
+        settings = ConsentSettings(purposes=["research"], terms=plan.work / "terms")
+        participation.consent(member, settings, base=base)
+    directory = participation.expert_directory(member, base)
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.symlink_to(plan.expert(name).parent)
+    return egress.plan(directory, base=base.directory)
 
 
-def _submit(member: Any, planned: Any, base: Any, on_bytes: Callable[[int, int], None]) -> float:
+def submit(member: Any, planned: Any) -> float:
     """Release and upload what was planned; the seconds of the upload with its receipt."""
     from common.trust.manifest import digest_of_file
     from owner_client import egress, participation
 
-    grant = participation.grant_in_force(member.chain, base_digest=base.digest)
-    assert grant is not None, "consented above"
+    base_digest = participation.fetch_base(member, on_bytes=quiet).digest
+    grant = participation.grant_in_force(member.chain, base_digest=base_digest)
+    assert grant is not None, "consented when it was prepared"
     with member.chain.turn():
         outbound = egress.release(
             planned, grant_id=grant.record_id, tokens_seen=1, chain=member.chain, reviews=member.reviews,
@@ -250,7 +251,7 @@ def _submit(member: Any, planned: Any, base: Any, on_bytes: Callable[[int, int],
             config_digest=digest_of_file(planned.path.parent / egress.TRAINING_NAME),
         )  # fmt: skip
         begun = time.perf_counter()
-        receipt = member.client.submit(outbound, on_bytes=on_bytes)
+        receipt = member.client.submit(outbound, on_bytes=quiet)
         seconds = time.perf_counter() - begun
         member.chain.acknowledge(outbound.said, receipt=receipt)
     return seconds
@@ -279,6 +280,9 @@ def kill(*victims: str) -> None:
             os.kill(os.getpid() if victim == "self" else int(victim), signal.SIGKILL)
 
 
+Process = subprocess.Popen[str]
+
+
 def quiet(done: int, total: int) -> None:
     """Say nothing."""
 
@@ -294,8 +298,19 @@ def rate(size: int, seconds: float) -> dict[str, float]:
 def start_stage(plan: Plan, stage: Callable[..., Any], *arguments: str) -> "subprocess.Popen[str]":
     """Begin a stage in a process of its own."""
     fields = {**asdict(plan), "work": str(plan.work)}
-    module = "benchmarks.moving" if stage.__module__ == "__main__" else stage.__module__
-    command = [sys.executable, "-m", "benchmarks.moving", module, stage.__name__, json.dumps(fields), *arguments]
+    module = stage.__module__
+    if module == "__main__":  # the script that is running
+        module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
+    command = [
+        *plan.within,
+        sys.executable,
+        "-m",
+        "benchmarks.moving",
+        module,
+        stage.__name__,
+        json.dumps(fields),
+        *arguments,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -315,8 +330,13 @@ def run_stage(plan: Plan, stage: Callable[..., Any], *arguments: str) -> dict[st
 
 def peak_mb(pid: int | str) -> int:
     """The most memory that a process ever had."""
+    return memory_mb(pid, "VmHWM")
+
+
+def memory_mb(pid: int | str, field: str) -> int:
+    """A figure of a process's memory."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
 @contextmanager

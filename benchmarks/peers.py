@@ -1,11 +1,99 @@
-"""What else moves a file of weights: Flower's ArrayRecord, NVFLARE's file streaming, and curl over TLS from nginx."""
+"""What else moves a file: curl over TLS from nginx, the wire's limit for a program that checks and keeps nothing."""
 
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from common.trust.identity import Identity
+from common.trust.pki import CertificateAuthority, make_csr, new_key
+
 LARGEST_MIB: Final = 256
+_ROUNDS: Final = 3
+_BLOCK: Final = 1024 * 1024
+_WAIT_S: Final = 30.0
+
+_NGINX_CONFIG: Final = """
+daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/error.log;
+events {{}}
+http {{
+  access_log off; sendfile on; client_body_temp_path {work}/body; proxy_temp_path {work}/proxy;
+  fastcgi_temp_path {work}/fastcgi; uwsgi_temp_path {work}/uwsgi; scgi_temp_path {work}/scgi;
+  server {{
+    listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.3; root {work}/files;
+    ssl_certificate {work}/server.pem; ssl_certificate_key {work}/server.key;
+  }}
+}}
+"""
 
 
 def measure(work: Path, *, size_mib: int) -> dict[str, Any]:
-    """Every peer that is here."""
-    return {}
+    """Every peer that is here, at `size_mib`; None for one that is not."""
+    return {"size_mib": size_mib, "curl_from_nginx": curl(work / "peers", size_mib=size_mib)}
+
+
+def curl(work: Path, *, size_mib: int) -> dict[str, Any] | None:
+    """Fetch a file from nginx over TLS 1.3 with curl and put it on disk."""
+    program, server = shutil.which("curl"), shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None or server is None:
+        return None
+    (work / "files").mkdir(parents=True)
+    file = work / "files" / "file"
+    block = os.urandom(_BLOCK)
+    with file.open("wb") as writing:
+        for _ in range(size_mib):
+            writing.write(block)
+    with _nginx(server, work) as port:
+        command = [program, "--silent", "--fail", "--cacert", str(work / "authority.pem"), "--output",
+                   str(work / "fetched"), f"https://127.0.0.1:{port}/file"]  # fmt: skip
+        rates = [_rate_of(command, work / "fetched") for _ in range(_ROUNDS)]
+    shutil.rmtree(work)
+    return {"mb_per_s": statistics.median(rates), "all_mb_per_s": rates}
+
+
+def _rate_of(command: list[str], fetched: Path) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True)
+    with fetched.open("rb") as file:
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begun
+    size = fetched.stat().st_size
+    fetched.unlink()
+    return round(size / seconds / 1e6, 1)
+
+
+@contextmanager
+def _nginx(program: str, work: Path) -> Iterator[int]:
+    from tests.federation import free_ports
+
+    port = free_ports(1)[0]
+    _certify(work)
+    config = work / "nginx.conf"
+    config.write_text(_NGINX_CONFIG.format(work=work, port=port))
+    with subprocess.Popen([program, "-c", str(config), "-e", str(work / "error.log")]) as process:
+        until = time.monotonic() + _WAIT_S
+        while not (work / "nginx.pid").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        try:
+            yield port
+        finally:
+            process.terminate()
+
+
+def _certify(work: Path) -> None:
+    """A certificate of the same kind as a coordinator's."""
+    now, key = datetime.now(UTC), new_key()
+    authority = CertificateAuthority.create("bench.example", now=now)
+    certificate = authority.issue(
+        make_csr(key), identity=Identity.coordinator("bench.example"), not_before=now,
+        not_after=now + timedelta(hours=3), server_names=("127.0.0.1",),
+    )  # fmt: skip
+    (work / "server.pem").write_bytes(certificate)
+    (work / "server.key").write_bytes(key)
+    (work / "authority.pem").write_bytes(authority.certificate_pem)

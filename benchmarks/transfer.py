@@ -5,7 +5,7 @@
 Over loopback, a coordinator's daemon and an owner's client: the base comes down, an expert of about the size that is
 asked for goes up, checked value by value and recorded. Beside both, in turn with them, runs the ceiling
 (`benchmarks/ceiling.py`). Then processes are killed (SIGKILL) at nine tenths of an upload, and what was sent twice is
-counted. Memory is the peak of each process (VmHWM). Peers (`benchmarks/peers.py`) move a file of at most 256 MiB.
+counted. Memory is the peak of each process (VmHWM). A peer (`benchmarks/peers.py`) moves a file of at most 256 MiB.
 """
 
 import argparse

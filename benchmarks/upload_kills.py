@@ -10,7 +10,6 @@ published files are read and compared with what owners sent, and the log is audi
 import argparse
 import json
 import statistics
-import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,11 @@ from typing import Any, Final
 
 from benchmarks import moving
 from benchmarks.machine import describe
-from benchmarks.moving import CHUNK, Plan, run_stage, serving, start_stage
+from benchmarks.moving import CHUNK, Plan, Process, run_stage, serving, start_stage
 from common.trust.manifest import digest_of_file
 
 VICTIMS: Final = ("coordinator", "owner", "both")
 MOST_KILLS_AN_UPLOAD: Final = 4
-
-Process = subprocess.Popen[str]
 
 
 @dataclass

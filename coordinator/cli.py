@@ -26,7 +26,7 @@ from coordinator.home import Coordinator, create, open_home
 from coordinator.options import HomeOption
 from coordinator.recovery import recover
 from coordinator.releases import latest_base, make_release, publish_base
-from coordinator.state import state_of_daemon, owners_table
+from coordinator.state import owners_table, state_of_daemon
 
 app = new_app("Run a consortium: publish the public model, invite owners, make releases.")
 

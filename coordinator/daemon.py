@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from common.allocator import share_freed_memory
 from common.console import Reporter
 from common.files import exclusive
 from common.rpc.channel import listen, make_server
@@ -34,6 +35,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         ConflictError: another daemon serves this home.
         UnavailableError: a port is in use, or an outside witness has seen a log that this one does not continue.
     """
+    share_freed_memory()
     with (
         open_home(path) as coordinator,
         exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),

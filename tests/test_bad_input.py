@@ -21,8 +21,9 @@ from common.trust.statements import BasePublish, sign_statement
 from coordinator import home as coordinator_home
 from coordinator import pretrain
 from coordinator.config import CoordinatorSettings
-from coordinator.home import Coordinator, server_identity
+from coordinator.home import Coordinator
 from coordinator.releases import latest_base
+from coordinator.server_identity import server_identity
 from coordinator.servicers import RegistryServicer, TransferServicer
 from coordinator.streams import Streams
 from owner_client import participation

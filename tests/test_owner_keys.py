@@ -204,7 +204,7 @@ def test_the_machine_of_the_key_needs_no_extras(tmp_path: Path) -> None:
     assert signed.returncode == 0, signed.stderr
     assert "archive withdraws consent" in signed.stdout  # in words, beside what is signed
     assert "carry 3.note back" in signed.stdout
-    elsewhere = _without_extras("owner", "status", "--home", tmp_path)
+    elsewhere = _without_extras("owner", "submit", "--home", tmp_path)
     assert (elsewhere.returncode, "Traceback" in elsewhere.stderr) == (1, False)
     assert "is not installed; run: pip install 'concord-moe[owner]'" in elsewhere.stderr
 

@@ -24,6 +24,7 @@ DTYPE_BYTES: Final = {"F32": 4, "BF16": 2, "F16": 2}
 """The dtypes of model parameters; nothing else is accepted from anybody."""
 
 _COPY_BYTES = 16 * 1024 * 1024
+_SHOWN = 120
 _METADATA = {"format": "pt"}
 
 
@@ -100,7 +101,7 @@ def parse_header(raw: bytes, *, path: Path, file_size: int) -> dict[str, TensorE
     entries = {}
     for name, spec, start, end in tensors:
         if start != position:
-            raise MalformedError(f"{path.name}: tensor {name!r} starts at {start}, not at {position}")
+            raise MalformedError(f"{path.name}: tensor {name[:_SHOWN]!r} starts at {start}, not at {position}")
         entries[name] = TensorEntry(spec, ByteRange(path, data_start + start, end - start))
         position = end
     if data_start + position != file_size:
@@ -139,16 +140,18 @@ def _parse_entry(path: Path, name: str, field: strict_json.JsonValue) -> tuple[T
         ):
             pass
         case _:
-            raise MalformedError(f"{path.name}: tensor {name!r} has no dtype, shape and data_offsets")
+            raise MalformedError(f"{path.name}: tensor {name[:_SHOWN]!r} has no dtype, shape and data_offsets")
     if dtype not in DTYPE_BYTES:
-        raise MalformedError(f"{path.name}: tensor {name!r} has dtype {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
+        raise MalformedError(
+            f"{path.name}: tensor {name[:_SHOWN]!r} has dtype {dtype[:_SHOWN]!r}; allowed: {', '.join(DTYPE_BYTES)}"
+        )
     dimensions = tuple(length for length in shape if type(length) is int and length >= 0)
     if len(dimensions) != len(shape) or len(dimensions) > 8:
-        raise MalformedError(f"{path.name}: tensor {name!r} has shape {shape!r}")
+        raise MalformedError(f"{path.name}: tensor {name[:_SHOWN]!r} has shape {str(shape)[:_SHOWN]}")
     spec = TensorSpec(dtype, dimensions)
     if start < 0 or end - start != size_bytes(spec):
         raise MalformedError(
-            f"{path.name}: tensor {name!r} of {spec} needs {size_bytes(spec)} bytes, has {end - start}"
+            f"{path.name}: tensor {name[:_SHOWN]!r} of {spec} needs {size_bytes(spec)} bytes, has {end - start}"
         )
     return spec, start, end
 
@@ -307,4 +310,9 @@ def check_tensors(
 
 def _some(names: Sequence[str]) -> str:
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"tensor {', '.join(names[:3])}{rest}"
+    return f"tensor {', '.join(map(_shown, names[:3]))}{rest}"
+
+
+def _shown(name: str) -> str:
+    """A stranger's name of a tensor as it may stand in a message: short, and without what moves a cursor."""
+    return name if name.isascii() and name.isprintable() and 0 < len(name) <= _SHOWN else ascii(name[:_SHOWN])
