@@ -64,9 +64,11 @@ class Watched:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._ended.wait(_LOOK_EVERY_S):
+        is_ended = False
+        while not is_ended:  # once at least, however quickly they are done
             with suppress(FileNotFoundError, StopIteration):
                 self.mb.append(moving.memory_mb(self._pid, "VmRSS"))
+            is_ended = self._ended.wait(_LOOK_EVERY_S)
 
     def end(self) -> list[int]:
         """Look no more; what was seen."""

@@ -51,8 +51,10 @@ def test_every_command_that_a_guide_names_exists(path: Path, line: str) -> None:
         return
     module = importlib.import_module(concord_command._GROUPS[words[0]][0])
     command: click.Command = typer.main.get_command(module.app)
-    if isinstance(command, click.Group) and len(words) > 1:
-        found = command.get_command(click.Context(command), words[1])
+    for word in words[1:]:
+        if not isinstance(command, click.Group) or word.startswith("-"):
+            break
+        found = command.get_command(click.Context(command), word)
         assert found is not None, f"{path.name}: {line}"
         command = found
     known = {option for parameter in command.params for option in parameter.opts}
