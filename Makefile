@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GENERATED := protos/*_pb2.py protos/*_pb2.pyi protos/*_pb2_grpc.py
 
-.PHONY: demo test check protos install clean interop fuzz
+.PHONY: demo test check protos install clean interop fuzz peers
 
 demo: $(VENV)/.demo
 	$(BIN)/concord demo $(ARGS)
@@ -49,3 +49,8 @@ fuzz: $(VENV)/.dev
 	$(VENV)/bin/python -m venv --system-site-packages .fuzz
 	.fuzz/bin/pip install --quiet --disable-pip-version-check atheris 'cryptography>=48,<51' pydantic pynacl rfc8785 pytest hypothesis
 	.fuzz/bin/python -m tests.fuzz.run $(or $(RUNS),1000000)
+
+# What benchmarks/transfer.py measures beside Concord, each in an environment of its own.
+peers:
+	$(PYTHON) -m venv .work/flower && .work/flower/bin/pip install --quiet --disable-pip-version-check 'flwr==1.41.0'
+	$(PYTHON) -m venv .work/nvflare && .work/nvflare/bin/pip install --quiet --disable-pip-version-check nvflare
