@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
+from common.allocator import share_freed_memory
 from common.errors import (
     ConflictError,
     ConsentError,
@@ -262,6 +263,7 @@ def open_membership(home: OwnerHome, *, patience_s: float, stop: Event | None = 
     Raises:
         NotFoundError: it has not enrolled.
     """
+    share_freed_memory()  # before gRPC's threads begin, which megabytes pass through
     settings = home.settings()
     root = TrustedRoot.parse(read_required(home.trusted_root, hint="restore it or enrol again"))
     name = owner_key_name(root.federation, settings.owner)
