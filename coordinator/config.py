@@ -85,6 +85,11 @@ class CoordinatorHome:
         return self.path / "state.json"
 
     @property
+    def campaigns(self) -> Path:
+        """What owners fetch for campaigns and is published nowhere, and what came beside their answers."""
+        return self.path / "campaigns"
+
+    @property
     def work(self) -> Path:
         return self.path / "work"
 

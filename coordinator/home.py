@@ -15,6 +15,9 @@ from common.trust.root import TrustedRoot
 from common.trust.statements import COORDINATOR
 from common.trust.tiles import CHECKPOINT_NAME
 from coordinator.authority import Authority, create_authorities
+from coordinator.campaign_files import CampaignFiles
+from coordinator.campaign_states import CampaignStates
+from coordinator.campaigns import Campaigns
 from coordinator.config import CoordinatorHome, CoordinatorSettings
 from coordinator.enrolment import Enrolment, revoke_certificates
 from coordinator.intake import Intake
@@ -42,6 +45,7 @@ class Coordinator:
     enrolment: Enrolment
     intake: Intake
     authority: Authority
+    campaigns: Campaigns
 
 
 def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
@@ -136,4 +140,5 @@ def _put_together(home: CoordinatorHome, settings: CoordinatorSettings, store: S
     lifetime = timedelta(hours=settings.certificate_hours)
     enrolment = Enrolment(store, registry, authority=authority, certificate_lifetime=lifetime)
     intake = Intake(home.incoming, home.quarantine, registry, publication)
-    return Coordinator(home, settings, store, log, registry, publication, enrolment, intake, authority)
+    campaigns = Campaigns(registry, log, CampaignStates(store), CampaignFiles(home.campaigns))
+    return Coordinator(home, settings, store, log, registry, publication, enrolment, intake, authority, campaigns)

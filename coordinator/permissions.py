@@ -33,6 +33,9 @@ PERMISSIONS: Final[Mapping[str, frozenset[str]]] = {
     "/concord.v1.Transfer/Fetch": _READERS,
     "/concord.v1.Transfer/ListPublished": frozenset({"admin", "auditor"}),
     "/concord.v1.Transfer/ReadPublished": frozenset({"admin", "auditor"}),
+    "/concord.v1.Campaigns/Poll": _OWNER,
+    "/concord.v1.Campaigns/Acknowledge": _OWNER,
+    "/concord.v1.Campaigns/Report": _OWNER,
 }
 
 

@@ -25,6 +25,7 @@ from common.errors import (
     UnavailableError,
     VerificationError,
 )
+from common.trust.campaign_statements import CampaignResult
 from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History
 from common.trust.note import Note, SigningKey, sign
@@ -223,6 +224,8 @@ class Registry:
             return
         if isinstance(request.statement, ExpertContribute) and not request.arrived:
             raise ConflictError("this expert was not uploaded; upload it: concord owner submit")
+        if isinstance(request.statement, CampaignResult) and not request.arrived:
+            raise ConflictError("an answer to a campaign is reported with what goes beside it: concord owner run")
         _check_in_time(request.statement, append.history, self._now())
         append(request.note, parsed=(request.parsed, request.statement))
 

@@ -12,6 +12,8 @@ from common.rpc.one_ahead import one_ahead
 from common.rpc.transfer import CHUNK_BYTES
 from common.trust.certificate_request import is_certificate_request
 from common.trust.statements import ConsentRevoke, parse_note
+from coordinator.campaign_files import CampaignFiles
+from coordinator.campaign_servicer import add_campaigns
 from coordinator.enrolment import Enrolment
 from coordinator.home import Coordinator
 from coordinator.intake import FileProgress, Intake
@@ -114,9 +116,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 class TransferServicer(transfer_pb2_grpc.TransferServicer):
     """`protos/transfer.proto`."""
 
-    def __init__(self, intake: Intake, publication: Publication, streams: Streams) -> None:
+    def __init__(self, intake: Intake, publication: Publication, files: CampaignFiles, streams: Streams) -> None:
         self._intake = intake
         self._publication = publication
+        self._files = files
         self._streams = streams
 
     def OpenUpload(
@@ -151,10 +154,14 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         return transfer_pb2.FinishUploadReply(receipt=self._intake.finish(request.upload_id, caller=caller()))
 
     def Fetch(self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-        party, path = caller(), self._publication.find(request.digest)
+        party, path = caller(), self._find(request.digest)
         if request.offset > path.stat().st_size:
             raise MalformedError(f"offset {request.offset} is past the end of {request.digest}")
         return self._fetch(party, Permitted(authenticate_again()), path, request.offset, context)
+
+    def _find(self, digest: str) -> Path:
+        published = self._publication.object_path(digest)
+        return published if published.is_file() else self._files.find(digest)
 
     def ListPublished(
         self, request: transfer_pb2.ListPublishedRequest, context: grpc.ServicerContext
@@ -195,5 +202,6 @@ def add_services(server: grpc.Server, coordinator: Coordinator) -> None:
     enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
     registry_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(coordinator), server)
     streams = Streams(threads=coordinator.settings.threads)
-    transfer = TransferServicer(coordinator.intake, coordinator.publication, streams)
+    transfer = TransferServicer(coordinator.intake, coordinator.publication, coordinator.campaigns.files, streams)
     transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)
+    add_campaigns(server, coordinator.campaigns, coordinator.registry)

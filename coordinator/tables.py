@@ -87,11 +87,20 @@ reads = Table(
     Column("calls", _Number, nullable=False),
     Column("written_at", Double, nullable=False),
 )
+campaign_states = Table(
+    "campaign_states",
+    metadata,
+    Column("campaign_id", Text, primary_key=True),
+    Column("party", Text, primary_key=True),
+    Column("state", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+)
 
 APPEND_ONLY: Final = (entries, hashes, checkpoints, cosignatures, later_cosignatures)
 CHANGING: Final[Mapping[Table, tuple[str, ...]]] = {
     invitations: ("used_at", "used_by"),
     certificates: ("revoked_at",),
     reads: (),
+    campaign_states: (),
 }
 """Tables that are no log, and which of their columns change."""

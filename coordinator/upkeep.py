@@ -1,5 +1,5 @@
 """What a serving coordinator sees to by itself, again and again: its published files follow the log, whoever appended,
-and what was withdrawn is taken down, whoever recorded it and whatever failed before.
+what was withdrawn is taken down, whoever recorded it and whatever failed before, and campaigns end in time.
 """
 
 import logging
@@ -55,6 +55,7 @@ class Upkeep:
         self._coordinator.log.follow()
         self._coordinator.enrolment.reads.write()
         self._also()
+        self._coordinator.campaigns.close_due()
         with self._coordinator.registry.history() as history:
             asked = len(history.taking_back), len(history.withdrawals)
         if asked != self._done:

@@ -25,7 +25,7 @@ from common.telemetry import set_up_logging
 from common.trust.cosignature import Witness
 from common.trust.invitation import Invitation
 from common.trust.manifest import digest_of
-from owner_client import egress, egress_cli, offline, revocations, status_cli
+from owner_client import campaigns_cli, egress, egress_cli, offline, revocations, status_cli
 from owner_client.config import ConsentSettings, OwnerHome
 from owner_client.options import HOME as _HOME
 from owner_client.options import HomeOption
@@ -37,6 +37,7 @@ app = new_app("Take part with your own data: enrol, consent, train at home, subm
 
 _PATIENCE_S = 60.0
 egress_cli.add_to(app)
+campaigns_cli.add_to(app)
 status_cli.add_to(app)
 
 

@@ -26,6 +26,7 @@ from owner_client.retry import Retry
 from owner_client.traffic import Traffic
 from owner_client.uploading import Uploading
 from protos import (
+    campaign_pb2,
     enrolment_pb2,
     enrolment_pb2_grpc,
     registry_pb2,
@@ -201,6 +202,29 @@ class Client:
                 f"the release shown has digest {manifest.digest}, the log names {statement.manifest_digest}"
             )
         return statement, manifest
+
+    def offers(self) -> list[bytes]:
+        """The signed notes of campaigns that ask this owner, each proven to be in the log.
+
+        Raises:
+            VerificationError: one is not in the log.
+        """
+        reply = self._call(self.connection.campaigns.Poll, campaign_pb2.PollRequest())
+        for offer in reply.offers:
+            self.believe(offer.receipt, entry=offer.note)
+        return [bytes(offer.note) for offer in reply.offers]
+
+    def acknowledge(self, campaign_id: str, state: str) -> None:
+        """Say how far this owner is with a campaign."""
+        request = campaign_pb2.AcknowledgeRequest(campaign_id=campaign_id, state=state)
+        self._call(self.connection.campaigns.Acknowledge, request)
+
+    def report(self, message: Message, attachment: Message | None) -> bytes:
+        """Hand in a signed answer to a campaign; returns its verified receipt."""
+        request = campaign_pb2.ReportRequest(note=message.data, attachment=attachment.data if attachment else b"")
+        receipt: bytes = self._call(self.connection.campaigns.Report, request).receipt
+        self.believe(receipt, entry=message.data)
+        return receipt
 
     def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
         """Fetch a published file, going on from what an earlier try left in `<to>.part`.

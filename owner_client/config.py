@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from common.config import Settings, load_toml
 from common.errors import MalformedError
+from common.trust.campaign_statements import CampaignKind
 from common.trust.cosignature import Witness
 from common.trust.statements import parse_time
 from owner_client.pace import parse_hours
@@ -63,6 +64,29 @@ class EgressSettings(Settings):
     """Of experts and results together, in any 24 hours, counted as they are sent."""
 
 
+class CampaignSettings(Settings):
+    """What this owner does when it is asked by a campaign. Whatever is not accepted here waits for a person."""
+
+    accept: tuple[CampaignKind, ...] = ()
+    """Kinds that are answered without asking a person; of models, releases and bases alone."""
+    candidates: bool = False
+    """Whether that goes for models, too, that are in no log: one may be made to say more of a text than a release."""
+    min_documents: Annotated[int, Field(ge=1)] = 10
+    """A figure over fewer documents does not leave, whatever a campaign asks for."""
+    count_epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Noise for numbers of documents (discrete Laplace with this epsilon); exact where nothing is set."""
+    held_out: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], Path] = Field(default_factory=dict)
+    """Folders of text that models are evaluated on (their test split), by the names that figures have; by default
+    `data` under this owner's name."""
+    choices: Path | None = None
+    """File of multiple-choice questions for evaluations."""
+    encoder: Path | None = None
+    """Folder of a small encoder to fine-tune for choosing proxies; by default a light linear classifier chooses."""
+    max_model_megabytes: Annotated[float, Field(gt=0)] = 200_000
+    """Larger models are not fetched."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+
+
 class OwnerSettings(Settings):
     """What an owner decides. `training` holds options of `owner_client/train.py`'s job, checked when it starts."""
 
@@ -80,6 +104,7 @@ class OwnerSettings(Settings):
     """How many of them must have cosigned what the coordinator shows, before this owner signs anything over it."""
     transfer: TransferSettings = Field(default_factory=TransferSettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
+    campaigns: CampaignSettings = Field(default_factory=CampaignSettings)
     consent: ConsentSettings | None = None
     training: dict[str, int | float | str] = Field(default_factory=dict)
 
@@ -118,6 +143,11 @@ class OwnerHome:
     def witness_key(self) -> Path:
         """What the daemon cosigns checkpoints with; it stays where the daemon is."""
         return self.path / "keys" / "witness.key"
+
+    @property
+    def commitment_key(self) -> Path:
+        """What this owner's word about its text is blinded with: others cannot try texts out against it."""
+        return self.path / "keys" / "commitment.key"
 
     @property
     def next_signing_key(self) -> Path:
@@ -167,6 +197,21 @@ class OwnerHome:
     @property
     def experts(self) -> Path:
         return self.path / "experts"
+
+    @property
+    def campaigns(self) -> Path:
+        """What this owner was asked, and what it answers: a folder each."""
+        return self.path / "campaigns"
+
+    @property
+    def models(self) -> Path:
+        """Models that were fetched for campaigns, by digest."""
+        return self.path / "models"
+
+    @property
+    def pools(self) -> Path:
+        """Public text that was fetched for campaigns, by digest."""
+        return self.path / "pools"
 
     @property
     def state(self) -> Path:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from common.rpc.channel import FETCH, PUT_CHUNKS, open_channel
 from common.rpc.identity import TlsIdentity
-from protos import enrolment_pb2_grpc, registry_pb2_grpc, transfer_pb2, transfer_pb2_grpc
+from protos import campaign_pb2_grpc, enrolment_pb2_grpc, registry_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 
 Renew = Callable[[], tuple[TlsIdentity, datetime]]
 """Renews where that is due; what is to be shown from now on, and when that is to be renewed."""
@@ -26,6 +26,7 @@ class Connection:
         self._tls = tls
         self._channel = open_channel(self._target, authority=tls.authority, tls=tls)
         self.enrolment = enrolment_pb2_grpc.EnrolmentStub(self._channel)
+        self.campaigns = campaign_pb2_grpc.CampaignsStub(self._channel)
         self.registry = registry_pb2_grpc.RegistryStub(self._channel)
         self.transfer = transfer_pb2_grpc.TransferStub(self._channel)
         self.put_chunks: Callable[..., object] = self._channel.stream_stream(

@@ -2,7 +2,8 @@
 
 It dials out only. Every checkpoint it sees must continue the one it has pinned, and is cosigned; its certificate is
 renewed in time; what commands signed here while the coordinator was away is sent. That goes on beside all else, from
-the start: others wait for its cosignature before they sign.
+the start: others wait for its cosignature before they sign. What campaigns ask is answered beside all else, too; one
+that asks to train has this look again for what there is to train.
 """
 
 import logging
@@ -26,6 +27,7 @@ from common.service import being_watched
 from common.state_file import StatedReporter, StateFile
 from common.trust.statements import format_time
 from owner_client import participation
+from owner_client.campaign_worker import CampaignWorker
 from owner_client.config import OwnerHome
 from owner_client.membership import REFUSALS, Membership, cosign_checkpoint, open_membership, renew_if_due
 from owner_client.participation import Base
@@ -55,10 +57,17 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
         reporter = StatedReporter(reporter, state)
         reporter.step("started")
         try:
-            with Watching(home, reporter=reporter, state=state, stop=stop):
-                while not _did_all(home, reporter=reporter, stop=stop):
-                    stop.wait(_PERSON_NEEDED_S)
-                stop.wait()
+            again = Event()
+            with (
+                Watching(home, reporter=reporter, state=state, stop=stop),
+                CampaignWorker(home, reporter=reporter, train=again.set),
+            ):
+                while not stop.is_set():
+                    again.clear()
+                    while not _did_all(home, reporter=reporter, stop=stop):
+                        stop.wait(_PERSON_NEEDED_S)
+                    while not again.is_set() and not stop.wait(_LOOK_EVERY_S):
+                        pass
         except (KeyboardInterrupt, UnavailableError):
             if not stop.is_set():
                 raise

@@ -140,6 +140,23 @@ def statement(ledger: Path, said: Said, *, to: str) -> Message:
     return message(ledger, "statement", name=said.statement.type, data=said.note, to=to)
 
 
+def let_answer_go(reviews: Reviews, *, name: str, content: bytes, attachment: bytes, to: str) -> None:
+    """Return where an answer to a campaign may be signed and leave: `content` is what it says, before it is signed.
+
+    Raises:
+        EgressDeniedError: the owner's settings do not allow it, or a person rejected it.
+        ApprovalNeededError: a person's word is needed first.
+    """
+    beside = {"beside it": f"{digest_of(attachment)}, {len(attachment)} bytes"} if attachment else {}
+    summary = {"says": content.decode(), **beside}
+    reviews.let_go(Wanted("result", name, digest_of(content), len(content) + len(attachment), to, summary))
+
+
+def attachment(ledger: Path, data: bytes, *, name: str, to: str) -> Message:
+    """Let what goes beside an answer go."""
+    return message(ledger, "result", name=name, data=data, to=to)
+
+
 def certificate_request(ledger: Path, csr: bytes, *, to: str) -> Message:
     """Let a request for a certificate go."""
     return message(ledger, "request", name="certificate request", data=csr, to=to)

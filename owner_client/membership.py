@@ -26,15 +26,18 @@ from common.errors import (
 )
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
+from common.trust.campaign_statements import CampaignResult
 from common.trust.certificate_request import CertificateRequest, parse_certificate_request
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
+from common.trust.manifest import digest_of
 from common.trust.note import Checkpoint, Note, SigningKey
 from common.trust.pki import CertificateFacts, check_roots, identity_of, make_csr, new_key
 from common.trust.root import TrustedRoot
 from common.trust.rules import owner_key_name, witness_key_name
 from common.trust.statements import ConsentRevoke, OwnerEnrol, OwnerKeyRevoke
 from owner_client import egress
+from owner_client.campaign_folder import folder_of
 from owner_client.chain import Chain, Said
 from owner_client.client import Client, redeem
 from owner_client.config import OwnerHome, OwnerSettings
@@ -356,7 +359,7 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
     if said.receipt is not None:
         return said
     try:
-        receipt = member.client.record(egress.statement(member.home.ledger, said, to=member.settings.target))
+        receipt = _deliver(member, said)
     except REFUSALS as error:
         if isinstance(said.statement, ConsentRevoke | OwnerKeyRevoke):
             raise type(error)(f"{error}. {_KEPT}") from error
@@ -367,6 +370,21 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
             raise type(error)(f"{error}. {_NOT_SENT}") from error
         raise
     return chain.acknowledge(said, receipt=receipt)
+
+
+def _deliver(member: Membership, said: Said) -> bytes:
+    """Bring a statement to the coordinator, with what goes beside it; its verified receipt."""
+    ledger, to = member.home.ledger, member.settings.target
+    message = egress.statement(ledger, said, to=to)
+    if not isinstance(said.statement, CampaignResult):
+        return member.client.record(message)
+    named = said.statement.attachment
+    if named is None:
+        return member.client.report(message, None)
+    data = folder_of(member.home, said.statement.campaign_id).read("attachment") or b""
+    if digest_of(data) != named.digest:
+        raise NotFoundError(f"what goes beside the answer to {said.statement.campaign_id} is not here any more")
+    return member.client.report(message, egress.attachment(ledger, data, name="campaign.result", to=to))
 
 
 def renew_if_due(member: Membership) -> bool:

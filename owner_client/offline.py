@@ -13,7 +13,8 @@ from common.files import read_required, write_secret
 from common.trust.certificate_request import CertificateRequest, is_certificate_request, parse_request
 from common.trust.describe import describe as describe_statement
 from common.trust.note import SigningKey, Verifier, sign
-from common.trust.rules import CLOCKS_DIFFER, owner_key_name
+from common.trust.rules import owner_key_name
+from common.trust.speakers import CLOCKS_DIFFER
 from common.trust.statements import (
     MAX_STATEMENT_BYTES,
     ConsentRevoke,

@@ -39,7 +39,7 @@ def fetch_release(member: Membership, name: str, output: Path | None, *, on_byte
     if (directory / MANIFEST_NAME).exists():
         _check(directory, manifest)
     else:
-        fetch_files(member.client, manifest, directory, on_bytes=on_bytes, held=_held(member))
+        fetch_files(member.client, manifest, directory, on_bytes=on_bytes, held=files_here(member))
     return FetchedRelease(statement, directory)
 
 
@@ -52,9 +52,8 @@ def _check(directory: Path, manifest: Manifest) -> None:
         ) from error
 
 
-def _held(member: Membership) -> dict[str, Path]:
-    """Files that need not be fetched, by digest: of bases and releases that are here."""
+def files_here(member: Membership) -> dict[str, Path]:
+    """Files that need not be fetched, by digest: of bases, releases and other models that are here."""
     home = member.home
-    return held_files(
-        path for parent in (home.bases, home.path / "releases") if parent.is_dir() for path in parent.iterdir()
-    )
+    parents = [path for path in (home.bases, home.models, home.path / "releases") if path.is_dir()]
+    return held_files(path for parent in parents for path in parent.iterdir())

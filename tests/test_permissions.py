@@ -13,11 +13,11 @@ from common.rpc.identity import TlsIdentity
 from common.trust.identity import INVITED, Identity
 from common.trust.pki import make_csr, new_key
 from coordinator.permissions import OPEN, PERMISSIONS, check_permitted
-from protos import enrolment_pb2, registry_pb2, transfer_pb2
+from protos import campaign_pb2, enrolment_pb2, registry_pb2, transfer_pb2
 from tests.federation import FEDERATION, Federation
 from tests.raw_calls import calling, tls_of
 
-FILES = (enrolment_pb2, registry_pb2, transfer_pb2)
+FILES = (campaign_pb2, enrolment_pb2, registry_pb2, transfer_pb2)
 METHODS = {
     f"/{service.full_name}/{method.name}": method
     for file in FILES

@@ -25,7 +25,7 @@ MAY_IMPORT = [
     (r"common\.trust\..*", r"common\.(trust|errors)"),
     (r"common\.rpc\.auditor", r"common|protos"),
     (r"common\..*", r"common"),
-    (r"coordinator\.servicers", r"common|coordinator|protos"),
+    (r"coordinator\.(servicers|campaign_servicer)", r"common|coordinator|protos"),
     (r"owner_client\.(client|connection|fetching|uploading)", r"common|owner_client|protos"),
     (r"coordinator\..*", r"common|coordinator"),
     (r"owner_client\..*", r"common|owner_client"),
@@ -34,20 +34,21 @@ MAY_IMPORT = [
 ]
 # Which modules alone may import a library.
 ONLY_IN = {
-    "grpc": r"common\.rpc\.channel|coordinator\.servicers|owner_client\.client",
+    "grpc": r"common\.rpc\.channel|coordinator\.(servicers|campaign_servicer)|owner_client\.client",
     "sqlalchemy": r"coordinator\.(log|log_files|store|tables|postgresql|registry|live_history|cosigned|enrolment|reads|"
+    r"campaign_states|"
     r"migrations\.versions\..*)",
     "flwr": r"^$",
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
     "torch": (
         r"common\.(job|loss|training|tune|evaluate|embedder|text_encoder)|common\.model\.(hf|moe|router_rows|transformer)"
-        r"|owner_client\.(train|router_init|anchor)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
+        r"|owner_client\.(train|router_init|anchor|extraction)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
     ),
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
     "numpy": (
-        r"common\.(data|evaluate|ensemble|text_classifier|embedder|text_encoder|resumable_sha256)"
+        r"common\.(data|evaluate|ensemble|multiple_choice|text_classifier|embedder|text_encoder|resumable_sha256)"
         r"|common\.model\.(checkpoint|norms)"
     ),
     "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",

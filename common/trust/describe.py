@@ -1,5 +1,17 @@
 """Statements in words, for people who sign or read them."""
 
+from common.trust.campaign_statements import (
+    CampaignClose,
+    CampaignDecline,
+    CampaignDefine,
+    CampaignResult,
+    Evaluate,
+    Extraction,
+    Figure,
+    Parameters,
+    SelectProxy,
+    Train,
+)
 from common.trust.statements import (
     BasePublish,
     CertRevoke,
@@ -50,5 +62,43 @@ def describe(statement: Statement) -> str:
             return f"signs with {statement.revoked_key_id} no longer" + (
                 f": {statement.reason}" if statement.reason else ""
             )
+        case CampaignDefine():
+            who = f"{', '.join(statement.owners)} (a quorum of {statement.quorum})"
+            return f"asks {who} until {statement.closes_at} {describe_asked(statement.parameters)}"
+        case CampaignDecline():
+            return f"gives no answer to campaign {statement.campaign_id}" + (
+                f": {statement.reason}" if statement.reason else ""
+            )
+        case CampaignResult():
+            figures = "; ".join(map(_figure, statement.figures))
+            beside = f", beside it {statement.attachment.digest}" if statement.attachment else ""
+            return f"answers campaign {statement.campaign_id} about {statement.subject}: {figures or 'begun'}{beside}"
+        case CampaignClose():
+            return f"closes campaign {statement.campaign_id} by {statement.by}: {_who(statement)}"
         case _:
             return f"joins with key {statement.key_id}"
+
+
+def describe_asked(asked: Parameters) -> str:
+    """What a campaign asks an owner to do."""
+    match asked:
+        case Evaluate(model=model):
+            return f"how good {model.stands} {model.name} ({model.manifest.digest}) is on their held-out text"
+        case SelectProxy():
+            return f"which {asked.count} documents of the public pool {asked.pool.digest} look like theirs"
+        case Train():
+            return f"to train and submit an expert over base {asked.base_digest} now"
+        case Extraction(model=model):
+            return (
+                f"how often {model.stands} {model.name} ({model.manifest.digest}) goes on word for word for "
+                f"{asked.continuation_tokens} tokens after {asked.prefix_tokens} of theirs"
+            )
+
+
+def _figure(figure: Figure) -> str:
+    return f"{figure.name} {figure.measure} {figure.value:.6g} ({figure.documents} documents)"
+
+
+def _who(closed: CampaignClose) -> str:
+    groups = (("reported", closed.reported), ("declined", closed.declined), ("absent", closed.absent))
+    return ", ".join(f"{word} {' '.join(names) or 'nobody'}" for word, names in groups)

@@ -13,12 +13,13 @@ from functools import cache, singledispatch
 from typing import Final
 
 from common.errors import ConcordError, ConflictError, ConsentError, MalformedError, NotPermittedError
+from common.trust.campaign_statements import CampaignClose, CampaignDecline, CampaignDefine, CampaignResult
 from common.trust.cosignature import Witness
 from common.trust.manifest import Manifest, digest_of
 from common.trust.note import Note, Verifier
 from common.trust.root import TrustedRoot
 from common.trust.rules import check, check_releasable, holds, owner_key
-from common.trust.state import Contribution, Grant, Party, RecordIds, Release, TakingBack
+from common.trust.state import Campaign, CampaignAnswer, Contribution, Grant, Party, RecordIds, Release, TakingBack
 from common.trust.statements import (
     COORDINATOR,
     BasePublish,
@@ -73,6 +74,11 @@ class History:
     """By entry: the revocations that ask to withdraw what is published."""
     withdrawals: dict[int, ReleaseWithdraw] = field(default_factory=dict)
     """By entry."""
+    campaigns: dict[str, Campaign] = field(default_factory=dict)
+    answers: dict[tuple[str, str], CampaignAnswer] = field(default_factory=dict)
+    """By campaign and owner."""
+    standing: dict[str, int] = field(default_factory=dict)
+    """By owner that ever consented: how many of its consents are not revoked. One with none has left."""
     latest: datetime = _EPOCH
     """The latest date of any entry, or when a witness saw the log so far (`seen`), if that was later."""
     manifests: dict[str, Manifest] = field(default_factory=dict, repr=False)
@@ -130,6 +136,14 @@ class History:
         assert None not in grants, "asked of entries that a rule found to be consents"
         return [grant for grant in grants if grant is not None]
 
+    def answered(self, campaign_id: str) -> tuple[list[str], list[str], list[str]]:
+        """Who of the owners that a campaign asks has reported, who has declined, and who has said nothing."""
+        by_answer: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+        for owner in self.campaigns[campaign_id].statement.owners:
+            answer = self.answers.get((campaign_id, owner))
+            by_answer[answer.is_result if answer else None].append(owner)
+        return by_answer[True], by_answer[False], by_answer[None]
+
     def is_taken_back(self, grant_id: str) -> bool:
         """Whether a revocation of this consent asks to withdraw what is published."""
         return any(cause.grant_id == grant_id for cause in self.taking_back.values())
@@ -139,6 +153,7 @@ class History:
         self.grants[grant.record_id] = grant
         self._grant_indices.append(grant.index)
         self._grant_ids.append(grant.record_id)
+        self.standing[grant.party] = self.standing.get(grant.party, 0) + 1
 
     def append(self, entry: bytes) -> Statement:
         """Check `entry` and take it as the next one."""
@@ -230,6 +245,7 @@ def _(statement: ConsentRevoke, history: History) -> None:
     grant = history.grants[statement.grant_id]
     if grant.revoked_index is None:
         history.grants[statement.grant_id] = replace(grant, standing=None, revoked_index=history.size)
+        history.standing[grant.party] -= 1
     history.contributions.pop(statement.grant_id, None)
     if statement.effect == "withdraw_published":
         history.taking_back[history.size] = TakingBack(
@@ -257,6 +273,27 @@ def _(statement: ReleasePublish, history: History) -> None:
 def _(statement: ReleaseWithdraw, history: History) -> None:
     history.releases[statement.release] = replace(history.releases[statement.release], withdrawn_index=history.size)
     history.withdrawals[history.size] = statement
+
+
+@_apply.register
+def _(statement: CampaignDefine, history: History) -> None:
+    history.campaigns[statement.record_id] = Campaign(history.size, statement)
+
+
+@_apply.register
+def _(statement: CampaignDecline, history: History) -> None:
+    history.answers[statement.campaign_id, statement.party] = CampaignAnswer(history.size, is_result=False)
+
+
+@_apply.register
+def _(statement: CampaignResult, history: History) -> None:
+    history.answers[statement.campaign_id, statement.party] = CampaignAnswer(history.size, is_result=True)
+
+
+@_apply.register
+def _(statement: CampaignClose, history: History) -> None:
+    campaign = history.campaigns[statement.campaign_id]
+    history.campaigns[statement.campaign_id] = replace(campaign, closed_index=history.size)
 
 
 @cache  # singledispatch looks each time through weak references, for every entry of a log

@@ -4,13 +4,16 @@ Nothing here changes state, and there is no clock: "now" of a rule is the `issue
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import singledispatch
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from common.errors import ConflictError, ConsentError, MalformedError, NotFoundError, NotPermittedError
+from common.trust import campaign_rules
+from common.trust.campaign_statements import CampaignClose, CampaignDecline, CampaignDefine, CampaignResult
 from common.trust.cosignature import Witness
 from common.trust.note import Verifier
+from common.trust.speakers import check_not_dated_back, only_coordinator, only_owner
 from common.trust.state import Grant, Release, TakingBack
 from common.trust.statements import (
     COORDINATOR,
@@ -27,15 +30,11 @@ from common.trust.statements import (
     ReleasePublish,
     ReleaseWithdraw,
     Statement,
-    format_time,
     parse_time,
 )
 
 if TYPE_CHECKING:
     from common.trust.history import History
-
-CLOCKS_DIFFER: Final = timedelta(minutes=20)
-"""By how much clocks may: an entry of the coordinator is dated no earlier than an entry before it by more than this."""
 
 
 @singledispatch
@@ -46,7 +45,7 @@ def check(statement: Statement, history: "History") -> None:
 
 @check.register(OwnerEnrol)
 def _(statement: OwnerEnrol, history: "History") -> None:
-    _only_owner(statement)
+    only_owner(statement)
     signing = owner_key(statement, statement.public_key)
     _check_nobody_elses(statement, signing, history)
     if statement.witness_key is None:
@@ -63,7 +62,7 @@ def _(statement: OwnerEnrol, history: "History") -> None:
 
 @check.register(OwnerKeyAdd)
 def _(statement: OwnerKeyAdd, history: "History") -> None:
-    _only_owner(statement)
+    only_owner(statement)
     added, witness = owner_key(statement, statement.public_key), history.parties[statement.party].witness
     _check_nobody_elses(statement, added, history)
     if witness is not None and added.public_key == witness.public_key:
@@ -72,7 +71,7 @@ def _(statement: OwnerKeyAdd, history: "History") -> None:
 
 @check.register(OwnerKeyRevoke)
 def _(statement: OwnerKeyRevoke, history: "History") -> None:
-    _only_owner(statement)
+    only_owner(statement)
     party = history.parties[statement.party]
     if party.verifier(statement.revoked_key_id) is None:
         raise NotFoundError(f"key {statement.revoked_key_id} does not sign for {statement.party}")
@@ -87,12 +86,12 @@ def _(statement: CertRevoke, history: "History") -> None:
     if statement.owner == COORDINATOR or statement.owner not in history.parties:
         raise NotFoundError(f"no owner {statement.owner} has joined")
     if statement.party == COORDINATOR:
-        _check_not_dated_back(statement, history)
+        check_not_dated_back(statement, history)
 
 
 @check.register(BasePublish)
 def _(statement: BasePublish, history: "History") -> None:
-    _only_coordinator(statement, history)
+    only_coordinator(statement, history)
     if statement.base_digest in history.bases:
         raise ConflictError(f"base {statement.base_digest} is published already")
     if statement.round != len(history.bases):
@@ -101,7 +100,7 @@ def _(statement: BasePublish, history: "History") -> None:
 
 @check.register(ConsentGrant)
 def _(statement: ConsentGrant, history: "History") -> None:
-    _only_owner(statement)
+    only_owner(statement)
     if statement.expert.base_digest not in history.bases:
         raise NotFoundError(f"base {statement.expert.base_digest} is not in the log; consent only to a logged base")
     if not parse_time(statement.not_before) < parse_time(statement.not_after):
@@ -132,7 +131,7 @@ def _(statement: ExpertContribute, history: "History") -> None:
 
 @check.register(ReleasePublish)
 def _(statement: ReleasePublish, history: "History") -> None:
-    _only_coordinator(statement, history)
+    only_coordinator(statement, history)
     if statement.release in history.releases:
         raise ConflictError(f"{statement.release} is published already")
     if statement.log_size != history.size:
@@ -159,7 +158,7 @@ def _(statement: ReleasePublish, history: "History") -> None:
 
 @check.register(ReleaseWithdraw)
 def _(statement: ReleaseWithdraw, history: "History") -> None:
-    _only_coordinator(statement, history)
+    only_coordinator(statement, history)
     release, cause = history.releases.get(statement.release), history.taking_back.get(statement.cause_index)
     if release is None:
         raise NotFoundError(f"{statement.release} is not in the log")
@@ -169,6 +168,12 @@ def _(statement: ReleaseWithdraw, history: "History") -> None:
         raise NotPermittedError(
             f"entry {statement.cause_index} is no revocation that asks to withdraw {statement.release}"
         )
+
+
+check.register(CampaignDefine)(campaign_rules.check_define)
+check.register(CampaignDecline)(campaign_rules.check_decline)
+check.register(CampaignResult)(campaign_rules.check_result)
+check.register(CampaignClose)(campaign_rules.check_close)
 
 
 def _own_grant(history: "History", grant_id: str, *, party: str) -> Grant:
@@ -235,26 +240,6 @@ def first_lapse(history: "History", experts: Sequence[ReleasedExpert]) -> str | 
     """When the first of the consents that `experts` are there by lapses; None without experts."""
     dates = [grant.statement.not_after for grant in history.grants_at(each.grant_index for each in experts)]
     return min(dates, default=None)
-
-
-def _only_coordinator(statement: Statement, history: "History") -> None:
-    if statement.party != COORDINATOR:
-        raise NotPermittedError(f"only the coordinator may say {statement.type}, not {statement.party}")
-    _check_not_dated_back(statement, history)
-
-
-def _check_not_dated_back(statement: Statement, history: "History") -> None:
-    """The coordinator dates what it says when it is recorded; an owner's word may have been carried for days."""
-    if parse_time(statement.issued_at) < history.latest - CLOCKS_DIFFER:
-        raise ConflictError(
-            f"{statement.type} {statement.record_id} is dated {statement.issued_at}; the log had its entries before it "
-            f"by {format_time(history.latest)}: what the coordinator says may not be dated back; is its clock right?"
-        )
-
-
-def _only_owner(statement: Statement) -> None:
-    if statement.party == COORDINATOR:
-        raise NotPermittedError(f"only a data owner may say {statement.type}")
 
 
 def _check_in_force(grant: Grant, *, at: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What the log's entries leave behind: parties, consents, contributions and releases, as of some entry.
+"""What the log's entries leave behind: parties, consents, contributions, releases and campaigns, as of some entry.
 
 A log may hold millions of entries, and whoever folds it keeps all that rules can still ask about: of a revoked consent
 or an old contribution that is little. What was said in full is in the entry itself.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 
+from common.trust.campaign_statements import CampaignDefine
 from common.trust.cosignature import Witness
 from common.trust.manifest import FileEntry
 from common.trust.note import Verifier
@@ -123,3 +124,20 @@ class TakingBack:
     party: str
     grant_id: str
     deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """A campaign in the log, and the index of the entry that closed it, if any."""
+
+    index: int
+    statement: CampaignDefine
+    closed_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignAnswer:
+    """An owner's answer in the log: a result, or no more than that it declines."""
+
+    index: int
+    is_result: bool

@@ -1,4 +1,4 @@
-"""The state of the registry as tables for people: owners, consents, releases."""
+"""The state of the registry as tables for people: owners, consents, releases, campaigns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import datetime
 
 from common.trust.history import History
 from common.trust.rules import is_in_force
-from common.trust.state import Grant, Release
+from common.trust.state import Campaign, Grant, Release
 from common.trust.statements import COORDINATOR, ConsentGrant, LineScope, parse_note
 
 
@@ -26,7 +26,7 @@ def tables_of(
     entry: Callable[[int], bytes],
     certificates: Mapping[str, str] | None = None,
 ) -> list[RegistryTable]:
-    """Who has joined, what is or was agreed to, and what was released, as of that time.
+    """Who has joined, what is or was agreed to, and what was released, who was asked and answered, as of that time.
 
     What a consent that was revoked said is read from its `entry`. Of `certificates` the log says nothing; whoever
     issues them knows what each owner has.
@@ -49,6 +49,11 @@ def tables_of(
             "releases",
             ("entry", "release", "owners", "state", "good until"),
             [_release(history, release) for release in history.releases.values()],
+        ),
+        RegistryTable(
+            "campaigns",
+            ("entry", "campaign", "kind", "state", "reported", "declined", "nothing said", "open until"),
+            [_campaign(history, campaign) for campaign in history.campaigns.values()],
         ),
     ]
 
@@ -91,3 +96,10 @@ def _release(history: History, release: Release) -> tuple[str, ...]:
         state,
         release.statement.not_after or "",
     )
+
+
+def _campaign(history: History, campaign: Campaign) -> tuple[str, ...]:
+    asked = campaign.statement
+    state = "open" if campaign.closed_index is None else f"closed by entry {campaign.closed_index}"
+    who = (", ".join(names) for names in history.answered(asked.record_id))
+    return str(campaign.index), asked.record_id, asked.kind, state, *who, asked.closes_at

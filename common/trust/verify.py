@@ -28,8 +28,8 @@ from common.trust.cosignature import Witness, cosigned
 from common.trust.history import History, withdrawals_due
 from common.trust.note import Checkpoint, Note, Proof, open_checkpoint
 from common.trust.root import TrustedRoot
-from common.trust.rules import CLOCKS_DIFFER
 from common.trust.signature_pool import SignatureChecks
+from common.trust.speakers import CLOCKS_DIFFER
 from common.trust.statements import TYPE_PREFIX, ReleasePublish, parse_time
 
 STEPS: Final = {

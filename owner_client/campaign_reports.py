@@ -1,0 +1,63 @@
+"""Saying what was found: the answer passes egress, is signed once, and is sent until the log has it.
+
+The owner's chain of statements decides what was said already: an answer that was signed before a crash is sent again,
+byte for byte, and never signed a second time.
+"""
+
+from typing import Any
+
+from common.trust.campaign_statements import CampaignDecline, CampaignResult
+from common.trust.strict_json import load_object
+from owner_client import egress
+from owner_client.campaign_folder import CampaignFolder
+from owner_client.chain import Said
+from owner_client.membership import Membership, send
+from owner_client.participation import send_unsent
+
+
+def report(member: Membership, folder: CampaignFolder) -> bool:
+    """Sign and send the answer, or the refusal; False where the chain is in use, so that it must come later.
+
+    Raises:
+        EgressDeniedError: the settings or a person do not let it leave.
+        ApprovalNeededError, SignatureNeededError: a person is needed first.
+        ConcordError: the coordinator refused it; the message says why.
+    """
+    with member.chain.turn_if_free() as is_free:
+        if not is_free:
+            return False
+        said = _said_before(member, folder)
+        if said is None:
+            send_unsent(member)
+            if member.chain.pending():
+                return False  # an upload that is not done
+            said = _sign(member, folder)
+        folder.write("answer.note", said.note)
+        done = send(member, said)
+        assert done.receipt is not None, "send() answers with a receipt or raises"
+        folder.write("receipt", done.receipt)
+        return True
+
+
+def _said_before(member: Membership, folder: CampaignFolder) -> Said | None:
+    for said in member.chain.statements():
+        if isinstance(said.statement, CampaignResult | CampaignDecline) and said.statement.campaign_id == folder.id:
+            return said
+    return None
+
+
+def _sign(member: Membership, folder: CampaignFolder) -> Said:
+    content = folder.read("answer.json")
+    if content is None or folder.has("declined"):
+        reason = (folder.read("declined") or b"").decode().strip()
+        optional: dict[str, Any] = {"reason": reason} if reason else {}
+        return member.chain.say(CampaignDecline, campaign_id=folder.id, **optional)
+    egress.let_answer_go(
+        member.reviews,
+        name=f"answer to {folder.asked.kind} {folder.id}",
+        content=content,
+        attachment=folder.read("attachment") or b"",
+        to=member.settings.target,
+    )
+    fields: dict[str, Any] = load_object(content, what="the answer")
+    return member.chain.say(CampaignResult, **fields)
