@@ -32,6 +32,16 @@ OPTIONS = {
     "coordinator invite": "output role home json",
     "coordinator owners": "home json",
     "coordinator intake": "clear home json",
+    "coordinator campaign": "",
+    "coordinator campaign list": "home json",
+    "coordinator campaign show": "home json",
+    "coordinator campaign close": "home json",
+    "coordinator campaign proxies": "home json",
+    "coordinator campaign define": "",
+    "coordinator campaign define evaluate": "max-bytes owner quorum hours min-documents home json",
+    "coordinator campaign define select-proxy": "count min-accuracy owner quorum hours min-documents home json",
+    "coordinator campaign define train": "owner quorum hours home json",
+    "coordinator campaign define extraction": "prefix-tokens continuation-tokens documents owner hours home json",
     "coordinator rotate": "",
     "coordinator rotate server": "home json",
     "coordinator rotate intermediate": "root-key home json",
@@ -55,6 +65,10 @@ OPTIONS = {
     "owner sign": "key output yes json",
     "owner run": "home json",
     "owner fetch-release": "output home json",
+    "owner campaign": "",
+    "owner campaign list": "home json",
+    "owner campaign accept": "home json",
+    "owner campaign decline": "reason home json",
     "owner status": "follow home json",
     "owner ledger": "home json",
     "owner ledger show": "home json",
@@ -432,6 +446,13 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     "clear a quarantine that is not there": (
         "coordinator intake", lambda s: ["--clear", "../keys", "--home", s.home], "is in quarantine"
     ),
+    "a campaign about a model that is not there": (
+        "coordinator campaign define evaluate", lambda s: ["release-9", "--home", s.home], "release-9"
+    ),
+    "a campaign that is not there": (
+        "coordinator campaign show", lambda s: ["0123", "--home", s.home], "0123"
+    ),
+    "accept what nobody asks": ("owner campaign accept", lambda s: ["0123", "--home", s.joined], "0123"),
     "ledger without a home": ("owner ledger", lambda s: ["--home", s.path / "none"], NO_OWNER),
     "a ledger that is none": (
         "owner ledger verify", lambda s: [s.terms, "--home", s.joined], "no ledger that `concord owner ledger export`"

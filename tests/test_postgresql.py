@@ -46,7 +46,7 @@ def database(server: Server, request: pytest.FixtureRequest) -> str:
     """Name of a migrated database."""
     name = f"registry_{zlib.crc32(request.node.name.encode())}"
     server.new_database(name)
-    assert postgresql.migrate(server.url(ADMIN, name), writer=WRITER) == "0003"
+    assert postgresql.migrate(server.url(ADMIN, name), writer=WRITER) == "0004"
     return name
 
 
@@ -74,7 +74,7 @@ def test_the_migrated_tables_are_those_that_the_code_has(server: Server, databas
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
-    assert postgresql.migrate(server.url(ADMIN, database), writer=WRITER) == "0003"  # again changes nothing
+    assert postgresql.migrate(server.url(ADMIN, database), writer=WRITER) == "0004"  # again changes nothing
 
 
 @pytest.mark.parametrize("user", [ADMIN, WRITER])
@@ -163,7 +163,7 @@ def test_a_restored_older_database_is_refused(server: Server, tmp_path: Path) ->
 
 def test_what_is_not_migrated_or_not_there_is_refused_with_the_way_out(server: Server, tmp_path: Path) -> None:
     server.new_database("empty")
-    with pytest.raises(ConflictError, match="at version none, not 0003; run, as its owner: concord coordinator migrat"):
+    with pytest.raises(ConflictError, match="at version none, not 0004; run, as its owner: concord coordinator migrat"):
         create(tmp_path / "empty", _settings(server.url(WRITER, "empty")))
     with pytest.raises(UnavailableError, match="cannot be used"):
         create(tmp_path / "none", _settings(server.url(WRITER, "nothing_there")))

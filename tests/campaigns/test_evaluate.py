@@ -1,4 +1,4 @@
-"""Federated evaluation: owners' figures are what an evaluation with the data in one place finds; nothing else leaves."""
+"""Federated evaluation: owners' figures are those of an evaluation with the data in one place; nothing else leaves."""
 
 import json
 from pathlib import Path

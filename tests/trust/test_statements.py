@@ -52,6 +52,7 @@ GRANT: dict[str, Any] = {
     "not_after": "2027-11-23T09:00:00Z",
 }
 EXPERT = {"digest": DIGEST, "grant_index": 2, "contribute_index": 3, "slot": 1}
+MODEL: dict[str, Any] = {"manifest": {"digest": DIGEST, "size": 900}, "stands": "release", "name": "release-1"}
 VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "owner.enrol": ("owner.enrol", {"public_key": str(KEY.verifier), "seq": 0, "prev": None}),
     "owner.key.add": ("owner.key.add", {"public_key": str(KEY.verifier)}),
@@ -77,6 +78,42 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "consent.revoke that takes back": (
         "consent.revoke",
         {"grant_id": RECORD, "effect": "withdraw_published", "deadline_s": 86_400},
+    ),
+    **{
+        f"campaign.define of {parameters['kind']}": (
+            "campaign.define",
+            {
+                "parameters": parameters,
+                "owners": ["archive", "hospital"],
+                "quorum": 2,
+                "min_documents": 10,
+                "opens_at": "2026-11-23T09:00:00Z",
+                "closes_at": "2026-11-24T09:00:00Z",
+            },
+        )
+        for parameters in (
+            {"kind": "evaluate", "max_bytes": 1000, "model": MODEL},
+            {"kind": "select-proxy", "pool": {"digest": DIGEST, "size": 9}, "count": 7, "min_accuracy": 0.95},
+            {"kind": "train", "base_digest": DIGEST},
+            {"kind": "extraction", "model": MODEL, "prefix_tokens": 32, "continuation_tokens": 16, "documents": 100},
+        )
+    },
+    "campaign.decline": ("campaign.decline", {"campaign_id": RECORD, "reason": "not this year"}),
+    "campaign.result": (
+        "campaign.result",
+        {
+            "campaign_id": RECORD,
+            "subject": DIGEST,
+            "held_out": OTHER,
+            "attachment": {"digest": OTHER, "size": 1},
+            "figures": [
+                {"name": "archive", "measure": "bits_per_byte", "value": 1.25, "documents": 12, "size_bytes": 5}
+            ],
+        },
+    ),
+    "campaign.close": (
+        "campaign.close",
+        {"campaign_id": RECORD, "by": "date", "reported": ["archive"], "declined": [], "absent": ["hospital"]},
     ),
     "release.withdraw": ("release.withdraw", {"release": "release-1", "cause_index": 5}),
     "release.publish of nobody's expert": (
