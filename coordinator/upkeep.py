@@ -55,9 +55,9 @@ class Upkeep:
         self._coordinator.log.follow()
         self._coordinator.enrolment.reads.write()
         self._also()
-        self._coordinator.campaigns.close_due()
         with self._coordinator.registry.history() as history:
             asked = len(history.taking_back), len(history.withdrawals)
         if asked != self._done:
             carry_out(self._coordinator, in_background=False)
             self._done = asked
+        self._coordinator.campaigns.close_due()

@@ -4,6 +4,7 @@ The owner's chain of statements decides what was said already: an answer that wa
 byte for byte, and never signed a second time.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from common.trust.campaign_statements import CampaignDecline, CampaignResult
@@ -11,7 +12,7 @@ from common.trust.strict_json import load_object
 from owner_client import egress
 from owner_client.campaign_folder import CampaignFolder
 from owner_client.chain import Said
-from owner_client.membership import Membership, send
+from owner_client.membership import REFUSALS, Membership, send
 from owner_client.participation import send_unsent
 
 
@@ -28,15 +29,23 @@ def report(member: Membership, folder: CampaignFolder) -> bool:
             return False
         said = _said_before(member, folder)
         if said is None:
-            send_unsent(member)
-            if member.chain.pending():
-                return False  # an upload that is not done
+            if not _is_chain_free(member):
+                return False
             said = _sign(member, folder)
         folder.write("answer.note", said.note)
         done = send(member, said)
         assert done.receipt is not None, "send() answers with a receipt or raises"
         folder.write("receipt", done.receipt)
         return True
+
+
+def _is_chain_free(member: Membership) -> bool:
+    """Whether the next statement may be signed: all before it are in the log, or were refused and set aside. An upload
+    that is not done waits, and so does a revocation that is sent again and again; neither is this campaign's failure.
+    """
+    with suppress(*REFUSALS):
+        send_unsent(member)
+    return not member.chain.pending()
 
 
 def _said_before(member: Membership, folder: CampaignFolder) -> Said | None:

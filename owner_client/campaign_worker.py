@@ -148,7 +148,7 @@ class CampaignWorker:
     def _failed(self, folder: CampaignFolder, error: ConcordError) -> None:
         """Keep why; a person may have it tried again. An answer that was refused is not in the log."""
         folder.forget("answer.note")
-        is_late = isinstance(error, ConflictError) and folder.has("answer.json")
+        is_late = isinstance(error, ConflictError) and (folder.has("answer.json") or folder.has("declined"))
         folder.write("late" if is_late else "failed", f"{error}\n".encode())
         self._reporter.warning(f"campaign {folder.id}: {error}")
 

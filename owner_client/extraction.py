@@ -96,7 +96,7 @@ def extraction_rates(model: CausalLM, streams_BT: Tensor, *, prefix_tokens: int)
     """How often a model goes on word for word after so many tokens of each stream, which begins with end-of-text."""
     greedy, sampled = [], []
     for batch_BT in torch.split(streams_BT, _BATCH):
-        logits_BTV = model(batch_BT[:, :-1]).logits.float()[:, prefix_tokens:]
+        logits_BTV = model(batch_BT[:, :-1]).logits_BTV.float()[:, prefix_tokens:]
         targets_BT = batch_BT[:, 1 + prefix_tokens :]
         greedy += (logits_BTV.argmax(dim=-1) == targets_BT).all(dim=1).tolist()
         nats_B = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none").sum(dim=1)
