@@ -57,7 +57,9 @@ def _lying(federation: Federation, change: Change) -> Iterator[None]:
     coordinator = federation.coordinator
     server = make_server(coordinator.enrolment.authenticate, threads=4, anonymous=False)
     registry_pb2_grpc.add_RegistryServicer_to_server(_Liar(coordinator, change), server)
-    transfer = TransferServicer(coordinator.intake, coordinator.publication, Streams(threads=8))
+    transfer = TransferServicer(
+        coordinator.intake, coordinator.publication, coordinator.campaigns.files, Streams(threads=8)
+    )
     transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)
     listen(server, f"127.0.0.1:{federation.ports[0]}", tls=server_identity(coordinator), require_client=True)
     server.start()

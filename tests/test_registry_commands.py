@@ -126,7 +126,8 @@ def test_the_registry_is_read_as_tables(consortium: Federation) -> None:
     consortium.owner("archive").opt_out()
     coordinator = consortium.coordinator
     head, entry = coordinator.registry.head(), coordinator.log.entry
-    owners, consents, releases = tables_of(head, at=datetime.now(UTC), entry=entry)
+    owners, consents, releases, campaigns = tables_of(head, at=datetime.now(UTC), entry=entry)
+    assert list(campaigns.rows) == []
     assert [row[0] for row in owners.rows] == ["archive", "hospital"]
     assert [(row[1], row[2]) for row in consents.rows] == [
         ("archive", f"revoked by entry {consortium.coordinator.registry.head().size - 1}"),
