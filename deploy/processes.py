@@ -2,10 +2,12 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
@@ -19,6 +21,15 @@ OnEvent = Callable[[Fields], None]
 
 _STOP_S: Final = 20.0
 _SAMPLE_S: Final = 0.25
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 class Command:
@@ -56,6 +67,10 @@ class Command:
         self._process.wait()
         with self._changed:
             self._changed.notify_all()
+
+    def rss_bytes(self) -> int:
+        """Memory that it holds now."""
+        return int(psutil.Process(self._process.pid).memory_info().rss)
 
     def wait(self, stop: Event) -> Fields:
         """Wait for its end; returns its result.
