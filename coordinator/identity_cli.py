@@ -1,7 +1,7 @@
 """`concord coordinator invite`, `owners`, `revoke` and `rotate`: who may call, and with what."""
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,6 @@ from common.cli import JsonOption, existing, reporting
 from common.errors import ConflictError, MalformedError
 from common.files import write_secret
 from common.trust.identity import INVITED, OWNER
-from common.trust.invitation import Invitation
 from common.trust.pki import fingerprint
 from common.trust.statements import COORDINATOR, CertRevoke, format_time
 from coordinator.authority import Authorities, finish_root, rotate_issuing, rotate_root

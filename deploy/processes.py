@@ -68,9 +68,14 @@ class Command:
         with self._changed:
             self._changed.notify_all()
 
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._process.pid
+
     def rss_bytes(self) -> int:
         """Memory that it holds now."""
-        return int(psutil.Process(self._process.pid).memory_info().rss)
+        return int(psutil.Process(self.pid).memory_info().rss)
 
     def wait(self, stop: Event) -> Fields:
         """Wait for its end; returns its result.
@@ -117,6 +122,17 @@ class Command:
         self._errors.close()
 
 
+def rss_bytes(*, but: int | None = None) -> int:
+    """Memory that this process and those it started hold now, all but one where one is named."""
+    me, total = psutil.Process(), 0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += 0 if process.pid == but else process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
 class MemoryMeter:
     """The largest memory that this process and all below it held together, in bytes (resident, shared pages once
     a process)."""
@@ -135,12 +151,5 @@ class MemoryMeter:
         self._thread.join()
 
     def _sample(self) -> None:
-        me = psutil.Process()
         while not self._stop.wait(_SAMPLE_S):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_bytes = max(self.peak_bytes, rss_bytes())

@@ -22,7 +22,7 @@ from common.console import Reporter, job_progress
 from common.errors import VerificationError
 from common.files import write_atomic
 from common.jobs import run_job
-from common.trust.campaign_statements import Evaluate
+from common.trust.campaign_statements import CampaignResult, Evaluate
 from common.trust.statements import parse_note
 from coordinator import home as coordinator_home
 from coordinator.campaign_subjects import model_of
@@ -30,7 +30,7 @@ from coordinator.config import CoordinatorSettings
 from coordinator.home import Coordinator, open_home
 from coordinator.invitations import invitation_for
 from coordinator.releases import PublishedRelease, make_release, publish_base
-from deploy.processes import Command, free_ports
+from deploy.processes import Command, free_ports, rss_bytes
 from deploy.simulation.owner import write_text
 from deploy.simulation.recipe import EVALUATED_BYTES, PRETRAIN, PUBLIC, PUBLIC_DOCUMENTS
 from deploy.simulation.tasks import Action, Ask, Outcome, Task
@@ -62,11 +62,12 @@ class Plan:
         """By owner, what becomes of it: exactly as many of each as the shares say, drawn by the seed."""
         counted: list[Fate] = []
         dropping = round(self.drop_outs * self.num_owners)
-        counted += ["drops out submitting"] * (dropping // 2) + ["drops out answering"] * (dropping - dropping // 2)
+        counted += ["drops out submitting"] * (dropping // 2)
+        counted += ["drops out answering"] * (dropping - dropping // 2)
         counted += ["straggles"] * round(self.stragglers * self.num_owners)
         counted += ["leaves"] * round(self.leavers * self.num_owners)
         counted += ["stays"] * (self.num_owners - len(counted))
-        Random(self.seed).shuffle(counted)
+        Random(self.seed).shuffle(counted)  # noqa: S311
         return counted
 
 
@@ -78,6 +79,8 @@ class Wave:
     seconds_per_owner: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     coordinator_mb: float = 0.0
+    acting_mb: float = 0.0
+    """Memory of the processes that act for owners, all together."""
     coordinator_disk_mb: float = 0.0
     owner_disk_mb: float = 0.0
     sent_bytes_per_owner: float = 0.0
@@ -164,7 +167,9 @@ class Life:
         return wave
 
     def _campaign(self, wave: Wave, released: PublishedRelease) -> None:
-        """How good is the release on every owner's text? Closed once all were heard who will be; then stragglers come."""
+        """How good is the release on every owner's text? Closed once all were heard who will be; stragglers come after
+        that.
+        """
         model = model_of(self._coordinator, released.statement.release)
         asked = self._coordinator.campaigns.define(
             Evaluate(kind="evaluate", model=model, max_bytes=EVALUATED_BYTES), min_documents=2,
@@ -194,12 +199,15 @@ class Life:
                 action=action,
                 home=str(self._plan.workdir / "owners" / _name(index)),
                 text=str(self._plan.workdir / "text"),
-                invitation=bytes(invitation_for(self._coordinator, _name(index))) if action == "join" else b"",
+                invitation=self._invitation(index) if action == "join" else "",
                 campaign_id=campaign_id,
                 drops_out=self._fates[index] == drops,
             )
             for index in owners
         ]
+
+    def _invitation(self, index: int) -> str:
+        return bytes(invitation_for(self._coordinator, _name(index))).decode()
 
     def _heard(self, wave: Wave, action: Action, tasks: list[Task], owners: Sequence[int]) -> set[int]:
         """Who did a task; the others must be those that were to drop out, and are not asked again."""
@@ -208,7 +216,9 @@ class Life:
         expected = {task.index for task in tasks if task.drops_out}
         if lost != expected:
             strange = next(each for each in outcomes if bool(each.failure) != each.task.drops_out)
-            raise VerificationError(f"{strange.task.owner} could not {action}: {strange.failure or 'it did not drop out'}")
+            raise VerificationError(
+                f"{strange.task.owner} could not {action}: {strange.failure or 'it did not drop out'}"
+            )
         self._gone |= lost
         return set(owners) - lost
 
@@ -244,8 +254,8 @@ class Life:
         said = Counter(
             statement.party
             for index in range(self._coordinator.registry.size())
-            if (statement := parse_note(log.entry(index))[1]).type == "campaign.result"
-            and statement.campaign_id == campaign_id  # type: ignore[attr-defined]
+            if isinstance(statement := parse_note(log.entry(index))[1], CampaignResult)
+            and statement.campaign_id == campaign_id
         )
         if said != Counter({_name(index): 1 for index in answered}):
             raise VerificationError(f"campaign {campaign_id} holds {said}")
@@ -257,6 +267,7 @@ class Life:
         wave.experts = len(released.owners)
         wave.log_entries = self._coordinator.registry.size()
         wave.coordinator_mb = round(self._daemon.rss_bytes() / 1e6, 1)
+        wave.acting_mb = round(rss_bytes(but=self._daemon.pid) / 1e6, 1)
         home = self._coordinator.home.path
         wave.coordinator_disk_mb = round(_size(home) / 1e6, 2)
         wave.owner_disk_mb = round(_size(self._plan.workdir / "owners") / 1e6 / wave.owners, 3)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from threading import Event
-from typing import Any, Final
+from typing import Final
 
 from common.data import document, write_documents
-from common.errors import ConcordError, ConflictError, UnavailableError
-from common.job import StopSignal, read
-from common.jobs import JobEvent, plain
+from common.errors import ConflictError
 from common.files import write_atomic
+from common.job import StopSignal, heard_by
+from common.jobs import JobEvent, plain
 from common.trust.invitation import Invitation
 from deploy.simulation.recipe import EXPERT, OWN_DOCUMENTS, PUBLIC
 from deploy.simulation.tasks import Task
@@ -36,6 +36,10 @@ _JOBS: Final[Mapping[str, tuple[str, bool]]] = {
     "owner_client.campaign_evaluation": ("CampaignEvaluation", False),
 }
 """By job, the class of its configuration and whether it wants to know when to stop."""
+
+
+_SPLITS: Final = {"train": 1, "validation": 8, "test": 8}
+"""By split, what part of the documents it has beside."""
 
 
 class DroppedOutError(Exception):
@@ -58,17 +62,18 @@ def act(task: Task) -> tuple[float, int]:
 
 def write_text(folder: Path, *, seed: int, documents: int) -> None:
     """Text of made-up words, an owner's own."""
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311
     words = ["".join(random.choice("aeiklmnorstu") for _ in range(random.randint(3, 7))) for _ in range(40)]
     folder.mkdir(parents=True, exist_ok=True)
-    texts = (" ".join(random.choice(words) for _ in range(60)) + f" {number}." for number in range(documents))
-    write_documents(folder / "train.jsonl", [document(text) for text in texts])
+    for split, share in _SPLITS.items():
+        texts = (" ".join(random.choice(words) for _ in range(60)) + "." for _ in range(documents // share))
+        write_documents(folder / f"{split}.jsonl", [document(text) for text in texts])
 
 
 def _join(task: Task, home: OwnerHome) -> None:
     text = Path(task.text)
     write_text(text / task.owner, seed=task.index + 1, documents=OWN_DOCUMENTS)
-    invitation = Invitation.parse(task.invitation)
+    invitation = Invitation.parse(task.invitation.encode())
     retry = Retry(patience_s=_PATIENCE_S)
     membership.enrol(home, invitation, data=text / task.owner, public=text / PUBLIC, retry=retry)
     settings = home.settings_file.read_text()
@@ -141,8 +146,9 @@ def run_here(
     """A job in this process (`common.jobs.RunJob`)."""
     class_name, wants_stop = _JOBS[module]
     job = importlib.import_module(module)
-    read_config = getattr(job, class_name).model_validate(plain(config))
-    job.run(read_config, StopSignal()) if wants_stop else job.run(read_config)
+    asked = getattr(job, class_name).model_validate(plain(config))
+    with heard_by(on_event):
+        job.run(asked, *([StopSignal()] if wants_stop else []))
 
 
 def _quiet(*_: object) -> None:

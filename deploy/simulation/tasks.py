@@ -1,11 +1,11 @@
-"""What a simulated owner may be told to do, and what comes of it: plain values, which any engine can carry."""
+"""What a simulated owner may be told to do, and what comes of it: as text, which any engine can carry."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 Action = Literal["join", "take part", "answer", "prepare", "answer late", "leave"]
-Value = str | int | float | bool | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +19,18 @@ class Task:
     home: str
     text: str
     """Folder of everybody's text: `public`, and a folder an owner."""
-    invitation: bytes = b""
+    invitation: str = ""
     campaign_id: str = ""
     drops_out: bool = False
 
-    def to_record(self) -> dict[str, Value]:
+    def to_json(self) -> str:
         """As an engine's message holds it."""
-        return {name: cast("Value", getattr(self, name)) for name in self.__dataclass_fields__}
+        return json.dumps(asdict(self))
 
     @classmethod
-    def from_record(cls, fields: Mapping[str, Value]) -> "Task":
-        """The inverse of `to_record`."""
-        return cls(**dict(fields))  # type: ignore[arg-type]
+    def from_json(cls, text: str) -> "Task":
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
