@@ -49,7 +49,7 @@ def describe(statement: Statement) -> str:
             return f"publishes base {statement.round}: {statement.base_digest}"
         case ReleasePublish():
             until = f", good until {statement.not_after}" if statement.not_after else ""
-            return f"publishes {statement.release}: {statement.manifest_digest}{until}"
+            return f"publishes {statement.release}: {statement.manifest_digest}{until}{_trained(statement)}"
         case ReleaseWithdraw():
             return f"withdraws {statement.release}, as entry {statement.cause_index} asks"
         case CertRevoke():
@@ -77,6 +77,14 @@ def describe(statement: Statement) -> str:
             return f"closes campaign {statement.campaign_id} by {statement.by}: {_who(statement)}"
         case _:
             return f"joins with key {statement.key_id}"
+
+
+def _trained(release: ReleasePublish) -> str:
+    training = release.router_training
+    if training is None:
+        return ""
+    slots = " ".join(str(each.slot) for each in training.proxies)
+    return f"; it is {training.parent} with router rows of slots {slots} trained by campaign {training.campaign_id}"
 
 
 def describe_asked(asked: Parameters) -> str:

@@ -287,7 +287,9 @@ def _(statement: CampaignDecline, history: History) -> None:
 
 @_apply.register
 def _(statement: CampaignResult, history: History) -> None:
-    history.answers[statement.campaign_id, statement.party] = CampaignAnswer(history.size, is_result=True)
+    history.answers[statement.campaign_id, statement.party] = CampaignAnswer(
+        history.size, is_result=True, attachment=statement.attachment.digest if statement.attachment else None
+    )
 
 
 @_apply.register

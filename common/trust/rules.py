@@ -6,10 +6,10 @@ Nothing here changes state, and there is no clock: "now" of a rule is the `issue
 from collections.abc import Sequence
 from datetime import datetime
 from functools import singledispatch
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from common.errors import ConflictError, ConsentError, MalformedError, NotFoundError, NotPermittedError
-from common.trust import campaign_rules
+from common.trust import campaign_rules, router_rules
 from common.trust.campaign_statements import CampaignClose, CampaignDecline, CampaignDefine, CampaignResult
 from common.trust.cosignature import Witness
 from common.trust.note import Verifier
@@ -147,13 +147,14 @@ def _(statement: ReleasePublish, history: "History") -> None:
             f"{statement.release} gives a token {statement.num_experts_per_tok} experts; it has "
             f"{len(statement.experts) + 1} with the public one"
         )
-    owners = [_check_released(history, expert, statement) for expert in statement.experts]
+    owners = [check_released(history, expert, **_place(statement)) for expert in statement.experts]
     if twice := next((owner for owner in owners if owners.count(owner) > 1), None):
         raise MalformedError(f"{statement.release} holds an expert of {twice} twice; an owner has one in a release")
     if (until := first_lapse(history, statement.experts)) != statement.not_after:
         raise ConsentError(
             f"{statement.release} is said to be good until {statement.not_after}; its consents say {until}"
         )
+    router_rules.check_training(statement, history, owners=owners)
 
 
 @check.register(ReleaseWithdraw)
@@ -183,13 +184,30 @@ def _own_grant(history: "History", grant_id: str, *, party: str) -> Grant:
     return grant
 
 
-def _check_released(history: "History", expert: ReleasedExpert, release: ReleasePublish) -> str:
-    """Whose expert it is that may be in the release."""
+class Place(TypedDict):
+    """What consents are asked about: a release, its line and base, and when."""
+
+    release: str
+    line: str
+    base_digest: str
+    at: datetime
+
+
+def _place(statement: ReleasePublish) -> Place:
+    return {
+        "release": statement.release,
+        "line": statement.line,
+        "base_digest": statement.base_digest,
+        "at": parse_time(statement.issued_at),
+    }
+
+
+def check_released(history: "History", expert: ReleasedExpert, **place: Unpack[Place]) -> str:
+    """Whose expert it is; `ConsentError` where it may not be in that release now."""
     grant = history.grant_at(expert.grant_index)
     if grant is None:
         raise ConsentError(f"slot {expert.slot} names entry {expert.grant_index}, which is no consent")
-    check_releasable(grant, release=release.release, line=release.line, base_digest=release.base_digest,
-                     at=parse_time(release.issued_at))  # fmt: skip
+    check_releasable(grant, **place)
     contribution = history.contributions.get(grant.record_id)
     if (
         contribution is None

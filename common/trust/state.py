@@ -141,3 +141,5 @@ class CampaignAnswer:
 
     index: int
     is_result: bool
+    attachment: str | None = None
+    """Digest of the file that came beside it."""

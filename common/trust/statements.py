@@ -202,10 +202,32 @@ class ReleasedExpert(Strict):
     slot: Annotated[int, Field(ge=1, le=9999)]
 
 
+class ProxySet(Strict):
+    """What one owner chose of a campaign's pool, which its row was trained on: the slot of its expert, where the log
+    holds its answer, and the digest of the list that came beside it."""
+
+    slot: Annotated[int, Field(ge=1, le=9999)]
+    answer_index: Count
+    digest: Digest
+
+
+class RouterTraining(Strict):
+    """How the rows of a release were trained: from which release, by its name and manifest; on which owners' choices
+    of which campaign; and how, by the digest of a file among the release's. Rows of slots that are not named stay."""
+
+    version: Literal[1]
+    parent: Name
+    parent_digest: Digest
+    campaign_id: RecordId
+    proxies: Annotated[list[ProxySet], Field(min_length=1, max_length=1024)]
+    settings_digest: Digest
+
+
 class ReleasePublish(Statement):
     """The coordinator publishes a release made from the log's first `log_size` entries.
 
     Nobody is to use it from `not_after` on, when the first of its experts' consents lapses; null where it has none.
+    One with `router_training` is its parent, with other router rows.
     """
 
     type: ClassVar[str] = "release.publish"
@@ -217,6 +239,13 @@ class ReleasePublish(Statement):
     experts: Annotated[list[ReleasedExpert], Field(max_length=1024)]
     num_experts_per_tok: Annotated[int, Field(ge=1, le=1024)]
     not_after: Time | None
+    router_training: RouterTraining | None = None
+
+    @property
+    def trained_slots(self) -> frozenset[int]:
+        """Slots whose router rows are not what their owners contributed."""
+        training = self.router_training
+        return frozenset() if training is None else frozenset(each.slot for each in training.proxies)
 
 
 class ReleaseWithdraw(Statement):

@@ -89,6 +89,8 @@ def _consent(history: History, grant: Grant, at: datetime, entry: Callable[[int]
 def _release(history: History, release: Release) -> tuple[str, ...]:
     grants = history.grants_at(each.grant_index for each in release.statement.experts)
     state = "published" if release.withdrawn_index is None else f"withdrawn by entry {release.withdrawn_index}"
+    if (training := release.statement.router_training) is not None:
+        state += f", {training.parent} with trained rows"
     return (
         str(release.index),
         release.statement.release,

@@ -11,7 +11,8 @@
 7. The files of each base and release are those of its manifest, and the log names that manifest; what was withdrawn is
    gone.
 8. Each release is its inputs placed side by side: shared parameters and public expert equal the base's, each expert
-   equals its contribution, nothing else is there.
+   equals its contribution, nothing else is there. One with trained router rows is its parent but for the rows of owners
+   who chose documents for that.
 
 Steps 7 and 8 read files and are in `common/audit_files.py`; a single receipt is steps 1 to 3 for one entry.
 """

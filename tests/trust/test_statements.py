@@ -52,6 +52,14 @@ GRANT: dict[str, Any] = {
     "not_after": "2027-11-23T09:00:00Z",
 }
 EXPERT = {"digest": DIGEST, "grant_index": 2, "contribute_index": 3, "slot": 1}
+TRAINING: dict[str, Any] = {
+    "version": 1,
+    "parent": "release-1",
+    "parent_digest": DIGEST,
+    "campaign_id": RECORD,
+    "proxies": [{"slot": 1, "answer_index": 7, "digest": OTHER}],
+    "settings_digest": OTHER,
+}
 MODEL: dict[str, Any] = {"manifest": {"digest": DIGEST, "size": 900}, "stands": "release", "name": "release-1"}
 VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "owner.enrol": ("owner.enrol", {"public_key": str(KEY.verifier), "seq": 0, "prev": None}),
@@ -138,6 +146,20 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
             "training_config_digest": OTHER,
         },
     ),
+    "release.publish of trained rows": (
+        "release.publish",
+        {
+            "release": "release-2",
+            "line": "main",
+            "manifest_digest": OTHER,
+            "base_digest": DIGEST,
+            "log_size": 9,
+            "experts": [EXPERT],
+            "num_experts_per_tok": 2,
+            "not_after": "2027-11-23T09:00:00Z",
+            "router_training": TRAINING,
+        },
+    ),
     "release.publish": (
         "release.publish",
         {
@@ -222,6 +244,9 @@ BAD_FIELDS: dict[str, tuple[str, dict[str, object]]] = {
     "a key id in capitals": ("owner.key.revoke", {"revoked_key_id": "ABCDEF01"}),
     "a release with a path": ("release.publish", {"release": "a/b"}),
     "slot 0": ("release.publish", {"experts": [{**EXPERT, "slot": 0}]}),
+    "training of a version to come": ("release.publish", {"router_training": {**TRAINING, "version": 2}}),
+    "training for nobody": ("release.publish", {"router_training": {**TRAINING, "proxies": []}}),
+    "training by a campaign without an id": ("release.publish", {"router_training": {**TRAINING, "campaign_id": "x"}}),
 }
 
 
