@@ -159,6 +159,11 @@ def removal(public: Path, report: Report, before: str, after: str) -> Removal:
     for name, answer in ((before, first), (after, second)):
         if answer.withdrawn is not None:
             raise NotFoundError(f"{name} was withdrawn by entry {answer.withdrawn.index}; its files are gone")
+        if (training := answer.statement.router_training) is not None:
+            raise VerificationError(
+                f"{name} has trained router rows, which nobody can take out again; compare {training.parent}, which "
+                f"it is but for them, and then: concord audit rebuild {name}"
+            )
     old, new = ({member.owner: member for member in answer.members} for answer in (first, second))
     if first.statement.base_digest != second.statement.base_digest:
         raise VerificationError(f"{after} is over another base than {before}; nothing of it can be compared")

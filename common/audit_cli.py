@@ -30,6 +30,7 @@ from common.cli import EXIT_FAILED, JsonOption, existing, new_app, reporting, sh
 from common.console import Reporter
 from common.errors import MalformedError, NotFoundError
 from common.files import read_required, write_atomic
+from common.model.expert import EVALUATION_NAME
 from common.trust.describe import describe
 from common.trust.evidence import Evidence, judge
 from common.trust.root import TrustedRoot
@@ -175,6 +176,12 @@ def release(
         if found.withdrawn is not None:
             when = found.withdrawn.statement.issued_at
             reporter.warning(f"{name} was withdrawn by entry {found.withdrawn.index}, {when}: its files are gone")
+        if said.router_training is not None:
+            trained = [member.owner for member in found.members if member.slot in said.trained_slots]
+            reporter.step(
+                f"it is {said.router_training.parent}, but for the router rows of {', '.join(trained)}: trained on "
+                f"documents that they chose in campaign {said.router_training.campaign_id}"
+            )
         for member in found.members:
             reporter.step(f"slot {member.slot}: {member.owner} {describe(member.grant)}")
             if member.revoked is not None:
@@ -206,6 +213,7 @@ def _release_fields(found: ReleaseAnswer) -> dict[str, object]:
         "withdrawn_index": None if found.withdrawn is None else found.withdrawn.index,
         "experts": experts,
         "others": found.others,
+        "router_training": said.router_training.model_dump(mode="json") if said.router_training else None,
     }
 
 
@@ -269,9 +277,22 @@ def rebuild_release(
         target = existing(output) if output else Path(folder) / name
         found = rebuild(place, report, name, target)
         reporter.step(f"{name} made again from its inputs: {len(found.made)} files, the same bytes as published")
+        if found.trained:
+            reporter.warning(
+                f"router rows of slots {', '.join(map(str, found.trained))} were trained and are not made again: they "
+                "are the published ones; every other row is what its owner contributed"
+            )
         for file in found.taken_over:
-            reporter.step(f"{file} is what the coordinator measured; it was taken over as it is")
-        reporter.result({"release": name, "files": list(found.made), "taken_over": list(found.taken_over)})
+            why = "what the coordinator measured" if file == EVALUATION_NAME else "of the training of rows"
+            reporter.step(f"{file} is {why}; it was taken over as it is")
+        reporter.result(
+            {
+                "release": name,
+                "files": list(found.made),
+                "taken_over": list(found.taken_over),
+                "trained_slots": list(found.trained),
+            }
+        )
 
 
 @app.command("evidence")

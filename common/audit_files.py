@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Final
 
 from common.audit_log_files import check_log_files
+from common.audit_router_training import check_trained, rows_that_stay
 from common.errors import ConcordError, MalformedError
 from common.files import read_required
 from common.model import checkpoint
 from common.model.checkpoint import INDEX_NAME, ByteRange, Placed, TensorEntry
-from common.model.expert import CONFIG_NAME, EVALUATION_NAME, EXPERT_NAME, ROUTER_NAME, expected_tensors, read_config
+from common.model.expert import (
+    CONFIG_NAME,
+    EVALUATION_NAME,
+    EXPERT_NAME,
+    ROUTER_NAME,
+    ROUTER_TRAINING_NAME,
+    expected_tensors,
+    read_config,
+)
 from common.model.partition import (
     OWNED_EXPERT,
     PROJECTIONS,
@@ -234,7 +243,8 @@ def _inside(directory: Path) -> Iterable[Path]:
 
 
 def check_placed(public: Path, history: History, release: Release) -> int:
-    """Step 8 for one release: the number of tensors, each made of exactly the bytes that it must be made of."""
+    """Step 8 for one release: the number of tensors, each made of exactly the bytes that it must be made of; where
+    router rows were trained, all but those rows."""
     name = release.statement.release
     try:
         base = public / "base" / str(history.bases[release.statement.base_digest].round)
@@ -246,15 +256,32 @@ def check_placed(public: Path, history: History, release: Release) -> int:
         held = checkpoint.read_checkpoint(directory)
         _check_config(base, directory, release)
         _check_alongside(base, directory, held.values())
+        check_trained(public, history, release)
     except (ConcordError, OSError) as error:
         raise failed_at(8, error, of=f"{name}: ") from error
     if held.keys() != expected.keys():
         odd = sorted(held.keys() ^ expected.keys())[0]
         raise StepFailed(8, f"{name}: tensor {odd} is in the release or in its inputs, but not in both")
-    for tensor, entry in held.items():
-        if entry.spec != expected[tensor].spec or not _same_bytes(entry, expected[tensor].pieces):
-            raise StepFailed(8, f"{name}: tensor {tensor} is not what its inputs make it")
+    _check_tensors(held, expected, release)
     return len(held)
+
+
+def _check_tensors(held: Mapping[str, TensorEntry], expected: Mapping[str, Placed], release: Release) -> None:
+    trained = release.statement.trained_slots
+    routers = {name for name, placed in expected.items() if trained and len(placed.pieces) > 1}
+    for tensor, entry in held.items():
+        wanted = expected[tensor]
+        if entry.spec != wanted.spec or (tensor not in routers and not _same_bytes(entry, wanted.pieces)):
+            raise StepFailed(8, f"{release.statement.release}: tensor {tensor} is not what its inputs make it")
+        if tensor in routers and not all(
+            _same_bytes(TensorEntry(entry.spec, own), (row,))
+            for own, row in rows_that_stay(entry, wanted.pieces, trained=trained)
+        ):
+            raise StepFailed(
+                8,
+                f"{release.statement.release}: {tensor} has another row than its inputs make it, of somebody whose row "
+                "was not trained",
+            )
 
 
 def _expert(public: Path, base: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
@@ -319,7 +346,7 @@ def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry]
     for name in sorted(copied):
         if digest_of_file(base / name) != digest_of_file(directory / name):
             raise StepFailed(8, f"{directory / name} is not the base's")
-    made = {MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, EVALUATION_NAME}
+    made = {MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, EVALUATION_NAME, ROUTER_TRAINING_NAME}
     if odd := sorted({path.name for path in directory.iterdir()} - shards - copied - made):
         raise StepFailed(8, f"{directory / odd[0]} is no part of a release")
 

@@ -186,6 +186,7 @@ class Trainer:
         fingerprint: str,
         peak_learning_rate: Callable[[str], float] | None = None,
         after_step: Callable[[int], None] = lambda step: None,
+        is_enough: Callable[[int], bool] = lambda step: False,
         report: Callable[[Progress], None] = lambda progress: None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -198,11 +199,13 @@ class Trainer:
             fingerprint: Of the configuration and inputs; a checkpoint with another one is refused.
             peak_learning_rate: Of a parameter by name; `config.learning_rate` for all by default.
             after_step: Called after every update with the steps done so far, for constraints on parameters.
+            is_enough: Asked before every update with the steps done so far; training ends where it says so.
             report: Called about every `progress_every_s`, and after the last step.
             stop: Asked after every step.
         """
         self._config, self._loss, self._fingerprint = config, loss, fingerprint
         self._after_step, self._report, self._stop = after_step, report, stop or StopSignal()
+        self._is_enough = is_enough
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = _optimizer(
             self._parameters, config, peak_learning_rate or (lambda name: config.learning_rate)
@@ -227,6 +230,8 @@ class Trainer:
         config, first = self._config, self._run.step
         started = reported = saved = time.monotonic()
         for batch, state in islice(batches(self._run.consumed), config.steps - first):
+            if self._is_enough(self._run.step):
+                break
             self._step(batch)
             self._run.consumed = state
             now = time.monotonic()
@@ -240,8 +245,8 @@ class Trainer:
                 reported = now
         losses = self._run.losses
         return TrainingResult(
-            steps=config.steps,
-            tokens=config.steps * config.batch_size * config.sequence_length,
+            steps=self._run.step,
+            tokens=self._run.step * config.batch_size * config.sequence_length,
             first_loss=_mean(losses[:10]),
             final_loss=_mean(losses[-10:]),
         )

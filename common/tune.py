@@ -31,7 +31,7 @@ from common.files import write_atomic
 from common.job import StopSignal
 from common.loss import language_loss
 from common.model import hf, partition
-from common.model.transformer import CausalLM
+from common.model.transformer import DTYPES, CausalLM
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 
@@ -57,6 +57,8 @@ class Validation(BaseModel, frozen=True, extra="forbid"):
     """Folder or file of documents; the validation split of a folder is read."""
     every_steps: int = Field(ge=1)
     max_bytes: int = Field(default=100_000, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    """After so many tries in a row that were no better, training ends."""
 
 
 class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
@@ -111,6 +113,7 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
         loss=partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
         fingerprint=fingerprint,
         after_step=best.after_step,
+        is_enough=best.is_enough,
         report=training.reporter("tune"),
         stop=stop,
     )
@@ -149,6 +152,13 @@ class _Best:
         """Try the model when it is time."""
         if self._validation is not None and (step % self._validation.every_steps == 0 or step == self._config.steps):
             self._consider(step)
+
+    def is_enough(self, step: int) -> bool:
+        """Whether too many tries up to that step were no better than the best one."""
+        if self._validation is None or self._validation.patience is None:
+            return False
+        every, best = self._validation.every_steps, int(json.loads(self._state.read_text())["step"])
+        return step // every * every - best >= self._validation.patience * every
 
     def restore(self) -> dict[str, object]:
         """Put the best state back into the model; returns what to record of it."""
@@ -189,7 +199,7 @@ def _batches(
 
 def _write(model: CausalLM, tokens: Tokenizer, record: dict[str, object], directory: Path) -> None:
     tokens.save(directory)
-    hf.save(model, directory)
+    hf.save(model.to(DTYPES[model.config.dtype]), directory)
     training.write_record(directory, record)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import NotFoundError
-from common.files import make_private_directory, read_required, write_atomic
+from common.files import link_or_copy, make_private_directory, read_required, write_atomic
 from common.trust.manifest import Manifest, digest_of
 from common.trust.statement_fields import FileDigest
 from coordinator.publication import Publication
@@ -40,6 +40,15 @@ class CampaignFiles:
     def manifest(self, digest: str) -> Manifest:
         """A manifest that is handed out."""
         return Manifest.parse(self.find(digest).read_bytes())
+
+    def lay_out(self, digest: str, directory: Path) -> None:
+        """Make a directory of files that are handed out, by the digest of its manifest; `NotFoundError` where one is
+        not here any more."""
+        files = self.manifest(digest).files
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, entry in files.items():
+            if not (directory / name).exists():
+                link_or_copy(self.find(entry.digest), directory / name)
 
     def keep(self, data: bytes, *, campaign_id: str, party: str) -> None:
         """Keep what came beside an owner's answer, on disk before this returns."""

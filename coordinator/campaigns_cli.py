@@ -170,7 +170,7 @@ def _row(campaigns: Campaigns, campaign_id: str) -> dict[str, object]:
 def show(campaign_id: IdArgument, home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """One campaign: how far each owner is, who is late or absent, every figure, and figures together."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        campaigns, found = coordinator.campaigns, _find(coordinator.campaigns, campaign_id)
+        campaigns, found = coordinator.campaigns, find_campaign(coordinator.campaigns, campaign_id)
         asked = campaigns.find(found).statement
         reporter.step(f"asks {describe_asked(asked.parameters)}")
         standings, results = campaigns.table(found), campaigns.results(found)
@@ -213,7 +213,7 @@ def _figures(results: Mapping[str, CampaignResult]) -> list[tuple[object, ...]]:
 def close(campaign_id: IdArgument, home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """End a campaign before its time. What was answered stays; who said nothing is named absent."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        closed = coordinator.campaigns.close(_find(coordinator.campaigns, campaign_id))
+        closed = coordinator.campaigns.close(find_campaign(coordinator.campaigns, campaign_id))
         reporter.step(f"campaign {closed.campaign_id} is closed; absent: {', '.join(closed.absent) or 'nobody'}")
         reporter.result({"reported": closed.reported, "declined": closed.declined, "absent": closed.absent})
 
@@ -227,7 +227,7 @@ def proxies(
 ) -> None:
     """Write what owners chose from the public pool, for router training."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        campaigns, found = coordinator.campaigns, _find(coordinator.campaigns, campaign_id)
+        campaigns, found = coordinator.campaigns, find_campaign(coordinator.campaigns, campaign_id)
         if campaigns.find(found).statement.kind != "select-proxy":
             raise MalformedError(
                 f"campaign {found} is of kind {campaigns.find(found).statement.kind}, not select-proxy"
@@ -243,7 +243,7 @@ def proxies(
         reporter.result({"output": str(existing(output)), "chosen": counts})
 
 
-def _find(campaigns: Campaigns, start: str) -> str:
+def find_campaign(campaigns: Campaigns, start: str) -> str:
     """The id of the one campaign that begins so."""
     found = [name for each in campaigns.all() if (name := each.statement.record_id).startswith(start)]
     if len(found) != 1:

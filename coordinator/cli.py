@@ -19,7 +19,7 @@ from common.trust.manifest import digest_of
 from common.trust.rules import is_in_force, is_to_come
 from common.trust.statements import COORDINATOR
 from common.trust.tables import tables_of
-from coordinator import campaigns_cli, identity_cli, intake_cli
+from coordinator import campaigns_cli, identity_cli, intake_cli, router_cli
 from coordinator.config import CoordinatorSettings
 from coordinator.evaluation import evaluation_job
 from coordinator.home import Coordinator, create, open_home
@@ -33,6 +33,7 @@ app = new_app("Run a consortium: publish the public model, invite owners, make r
 identity_cli.add_to(app)
 intake_cli.add_to(app)
 campaigns_cli.add_to(app)
+router_cli.add_to(app)
 
 
 @app.command()

@@ -94,6 +94,11 @@ class CoordinatorHome:
         return self.path / "work"
 
     @property
+    def router_training(self) -> Path:
+        """Trainings of router rows that are under way, by the release that they go on from."""
+        return self.path / "router-training"
+
+    @property
     def release_lock(self) -> Path:
         """Held by whoever makes a release, publishes a base, or removes published files."""
         return self.path / "release.lock"

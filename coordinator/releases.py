@@ -66,7 +66,7 @@ def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
         MalformedError: it is not a base: a dense OLMo 2 model with a router row for the public expert.
     """
     check_base(directory)
-    with _one_at_a_time(coordinator):
+    with one_at_a_time(coordinator):
         manifest = coordinator.publication.add_objects(directory, ours=False)
         with coordinator.registry.history() as history:
             statement, round_number = history.bases.get(manifest.digest), len(history.bases)
@@ -126,7 +126,7 @@ def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> Publ
         ConflictError: another release is being made, or experts came while it was made; make it again.
         ConsentError: an owner opted out while it was made; make it again.
     """
-    with _one_at_a_time(coordinator):
+    with one_at_a_time(coordinator):
         show_logged(coordinator)
         try:
             return _make_next(coordinator, evaluate)
@@ -141,11 +141,7 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         name, line = f"release-{len(history.releases) + 1}", settings.line
         place = {"release": name, "line": line, "base_digest": base.base_digest}
         chosen = releasable_experts(history, **place, at=now)
-    staging = coordinator.home.work / name
-    for left in coordinator.home.work.glob("*"):
-        _take_back(coordinator, left)  # a crash came between its files and its entry, or after both
-    shutil.rmtree(coordinator.home.work, ignore_errors=True)
-    staging.parent.mkdir()
+    staging = clear_work(coordinator) / name
     files = [coordinator.publication.find(_expert_digest(contribution)) for _, contribution in chosen]
     num_experts_per_tok = min(settings.num_experts_per_tok, len(chosen) + 1)
     assemble(coordinator.publication.base(base.round), files, num_experts_per_tok=num_experts_per_tok, output=staging)
@@ -157,17 +153,17 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     with coordinator.registry.history() as history:
         earlier, not_after = _last_entry(history, manifest), first_lapse(history, experts)
     try:
-        statement = earlier or _record_release(
+        statement = earlier or record_release(
             coordinator,
-            chosen,
-            place,
+            lambda: _check_still(coordinator, chosen, **place),
+            **place,
             manifest_digest=manifest.digest,
             experts=experts,
             num_experts_per_tok=num_experts_per_tok,
             not_after=not_after,
         )
     except ConcordError:
-        _take_back(coordinator, staging)
+        take_back(coordinator, staging)
         raise
     shown = coordinator.publication.release(statement.release)
     coordinator.publication.show(shown, manifest_digest=manifest.digest)
@@ -178,7 +174,17 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     return PublishedRelease(statement, shown, owners, why, is_new=earlier is None)
 
 
-def _take_back(coordinator: Coordinator, staging: Path) -> None:
+def clear_work(coordinator: Coordinator) -> Path:
+    """The folder in which releases are made, emptied; holding the release lock."""
+    work = coordinator.home.work
+    for left in work.glob("*"):
+        take_back(coordinator, left)  # a crash came between its files and its entry, or after both
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    return work
+
+
+def take_back(coordinator: Coordinator, staging: Path) -> None:
     """Remove what was published of the model in `staging` and the log does not name."""
     if not staging.is_dir():
         return
@@ -200,14 +206,12 @@ def _last_entry(history: History, manifest: Manifest) -> ReleasePublish | None:
     return last.statement
 
 
-def _record_release(
-    coordinator: Coordinator, chosen: list[tuple[Grant, Contribution]], place: dict[str, str], **fields: object
-) -> ReleasePublish:
-    """Record it over the log as it is now, if who may be in it is still who is."""
+def record_release(coordinator: Coordinator, check: Callable[[], int], **fields: object) -> ReleasePublish:
+    """Record it over the log as it is now; `check` says how large that is, if the release may still be made."""
     for _ in range(_ATTEMPTS):
-        log_size = _check_still(coordinator, chosen, **place)
+        log_size = check()
         try:
-            recorded = coordinator.registry.issue(ReleasePublish, **place, log_size=log_size, **fields)
+            recorded = coordinator.registry.issue(ReleasePublish, log_size=log_size, **fields)
         except ConflictError:
             if coordinator.registry.size() == log_size:
                 raise
@@ -265,5 +269,6 @@ def show_logged(coordinator: Coordinator) -> None:
             publication.show(directory, manifest_digest=digest)
 
 
-def _one_at_a_time(coordinator: Coordinator) -> AbstractContextManager[None]:
+def one_at_a_time(coordinator: Coordinator) -> AbstractContextManager[None]:
+    """Hold the release lock while the block runs; `ConflictError` where another process does."""
     return exclusive(coordinator.home.release_lock, what=f"{coordinator.home.path} (publishing or releasing)")

@@ -42,6 +42,8 @@ OPTIONS = {
     "coordinator campaign define select-proxy": "count min-accuracy owner quorum hours min-documents home json",
     "coordinator campaign define train": "owner quorum hours home json",
     "coordinator campaign define extraction": "prefix-tokens continuation-tokens documents owner hours home json",
+    "coordinator train-routers": "campaign public steps lr batch-size sequence-length public-share max-documents "
+    "every-steps patience seed threads device evaluate max-bytes home json",
     "coordinator rotate": "",
     "coordinator rotate server": "home json",
     "coordinator rotate intermediate": "root-key home json",
@@ -451,6 +453,9 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
     ),
     "a campaign that is not there": (
         "coordinator campaign show", lambda s: ["0123", "--home", s.home], "0123"
+    ),
+    "training rows by no campaign": (
+        "coordinator train-routers", lambda s: ["release-1", "--campaign", "0123", "--home", s.home], "0123"
     ),
     "accept what nobody asks": ("owner campaign accept", lambda s: ["0123", "--home", s.joined], "0123"),
     "ledger without a home": ("owner ledger", lambda s: ["--home", s.path / "none"], NO_OWNER),

@@ -5,16 +5,16 @@ file an expert, the joined router rows in one more. So a shard's bytes depend on
 same inputs always give the same files, and no torch is needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from common.errors import MalformedError
 from common.files import link_or_copy
 from common.model import checkpoint
-from common.model.checkpoint import Placed, TensorEntry
+from common.model.checkpoint import ByteRange, Placed, TensorEntry
 from common.model.config import ModelConfig
-from common.model.expert import CONFIG_NAME, ROUTER_NAME, expected_tensors, read_config
+from common.model.expert import CONFIG_NAME, EVALUATION_NAME, ROUTER_NAME, expected_tensors, read_config
 from common.model.partition import (
     OWNED_EXPERT,
     PROJECTIONS,
@@ -25,6 +25,7 @@ from common.model.partition import (
     joined_router,
     router_row,
 )
+from common.trust.manifest import MANIFEST_NAME
 
 SHARED_SHARD: Final = "model-shared.safetensors"
 ROUTER_SHARD: Final = "model-router.safetensors"
@@ -95,6 +96,37 @@ def _router(base: Path, experts: Sequence[Mapping[str, TensorEntry]], config: Mo
         spec = TensorSpec(rows[0].spec.dtype, (len(rows), config.hidden_size))
         joined[joined_router(layer)] = Placed(spec, tuple(row.location for row in rows))
     return joined
+
+
+def replace_rows(release: Path, trained: Path, *, slots: Collection[int], output: Path) -> None:
+    """Write an assembled release into the new directory `output` with the router rows in `slots` taken from the model
+    in `trained`. All its other files are the same ones; an evaluation, which is of the release alone, is left out.
+
+    Raises:
+        MalformedError: the routers of the two are not of one kind, or a row is not finite.
+    """
+    held, others = checkpoint.read_checkpoint(release), checkpoint.read_checkpoint(trained)
+    joined = {}
+    for layer in range(read_config(release).num_hidden_layers):
+        name = joined_router(layer)
+        if name not in others or others[name].spec != held[name].spec:
+            raise MalformedError(f"{trained} has no routers like those of {release}; train its rows anew")
+        if (bad := checkpoint.first_not_finite({name: others[name]})) is not None:
+            raise MalformedError(f"{trained}: tensor {bad} holds NaN or infinity; train with a lower learning rate")
+        rows = zip(rows_of(held[name]), rows_of(others[name]), strict=True)
+        pieces = tuple(new if slot in slots else old for slot, (old, new) in enumerate(rows))
+        joined[name] = Placed(held[name].spec, pieces)
+    output.mkdir()
+    for path in sorted(release.iterdir()):
+        if path.name not in (ROUTER_SHARD, EVALUATION_NAME, MANIFEST_NAME):
+            link_or_copy(path, output / path.name)
+    checkpoint.write(output / ROUTER_SHARD, joined)
+
+
+def rows_of(entry: TensorEntry) -> tuple[ByteRange, ...]:
+    """Where each row of a joined router is, by slot."""
+    place, size = entry.location, entry.location.size // entry.spec.shape[0]
+    return tuple(ByteRange(place.path, place.offset + slot * size, size) for slot in range(entry.spec.shape[0]))
 
 
 def _whole(entry: TensorEntry) -> Placed:

@@ -74,6 +74,20 @@ def test_rows_of_owners_without_proxies_stay(mixture: Path, text: Path, tmp_path
         TuneJob.model_validate(_config(mixture, tmp_path / "other", _own(text), kept_rows=[1]))
 
 
+def test_a_model_of_short_numbers_stays_one(mixture: Path, text: Path, tmp_path: Path) -> None:
+    """Rows are placed beside others by their bytes, so they must be of the same kind; those that stay are the same."""
+    model, short = hf.load(mixture, dtype=torch.bfloat16), tmp_path / "short"
+    hf.save(model, short)
+    config = short / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+    Tokenizer.load(mixture).save(short)
+    _run(_config(short, tmp_path / "tuned", _own(text), trained="routers", kept_rows=[0]))
+    before, after = (load_file(place / "model.safetensors") for place in (short, tmp_path / "tuned"))
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    for name in (partition.joined_router(layer) for layer in range(2)):
+        assert [torch.equal(*rows) for rows in zip(before[name], after[name], strict=True)] == [True, False, False]
+
+
 def test_a_dense_model_has_no_routers_to_train(base: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="has no routers to train; give a release"):
         _run(_config(base, tmp_path / "tuned", _own(text), trained="routers"))
@@ -102,6 +116,13 @@ def test_the_best_step_is_kept_and_not_the_last(base: Path, text: Path, tmp_path
     config = _config(base, tmp_path / "tuned", sources, validation=validation, steps=200, learning_rate=3e-2)
     best = _run(config)["best"]
     assert 0 < best["step"] < 200  # type: ignore[index, call-overload]
+
+
+def test_training_ends_where_nothing_is_gained_any_more(base: Path, text: Path, tmp_path: Path) -> None:
+    """Only the first state is good for public text, so two tries that are no better are enough."""
+    validation = {"text": str(text / "public"), "every_steps": 3, "patience": 2}
+    record = _run(_config(base, tmp_path / "tuned", _own(text), validation=validation))
+    assert (record["steps"], record["best"]["step"]) == (6, 0)  # type: ignore[index, call-overload]
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bits(
