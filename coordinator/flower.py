@@ -1,0 +1,159 @@
+"""Flower beside the daemon: its SuperLink and SuperExec as processes of ours, the gate that owners' nodes come to, and
+a run wherever a campaign is open. All of it may be killed and lost: what counts is in the log.
+
+The SuperLink and its Control API listen on this machine's loopback address alone. Control has no authentication of its
+own: whoever has an account on this machine could start apps there.
+"""
+
+import logging
+import sys
+from contextlib import ExitStack
+from threading import Event, Thread
+from time import monotonic
+from typing import Final
+
+from common.console import Reporter
+from common.errors import ConcordError
+from common.files import make_private_directory, write_atomic, write_secret
+from common.flower import app, app_hash, check_version, environment, program
+from common.forwarding import AnsweringServer
+from common.pauses import Pauses
+from common.rpc.identity import TlsIdentity
+from common.rpc.tls_context import loopback_identity, server_context, trusting
+from common.supervised import Supervised
+from coordinator.flower_gate import FlowerGate
+from coordinator.flower_nodes import AUTHORITY_NAME, FlowerNodes
+from coordinator.home import Coordinator
+from coordinator.server_identity import ServerIdentity
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 1.0
+_FIRST_PAUSE_S: Final = 2.0
+_LONGEST_PAUSE_S: Final = 60.0
+_UNHEALTHY_S: Final = 60.0
+"""A SuperLink that runs and lists no nodes for so long is started again."""
+_CONNECTION: Final = "concord"
+
+
+class FlowerEngine:
+    """Runs Flower while the block runs.
+
+    Raises:
+        NotFoundError, ConflictError: the version of Flower that this is made for is not installed.
+        UnavailableError: the gate's port is in use.
+    """
+
+    def __init__(self, coordinator: Coordinator, *, reporter: Reporter) -> None:
+        check_version()
+        self._coordinator, self._reporter = coordinator, reporter
+        self._home, self._settings = coordinator.home.flower.absolute(), coordinator.settings.flower
+        self._stack, self._stop = ExitStack(), Event()
+        self._online: int | None = None
+        self.superlink: Supervised
+        self._thread = Thread(target=self._run, name="flower", daemon=True)
+
+    def __enter__(self) -> "FlowerEngine":
+        tls = loopback_identity()
+        self._prepare(tls)
+        with ExitStack() as stack:
+            stack.enter_context(self._gate(tls))
+            self.superlink = stack.enter_context(self._child("superlink", self._superlink()))
+            stack.enter_context(self._child("superexec", self._superexec()))
+            self._stack = stack.pop_all()
+        self._thread.start()
+        self._reporter.step(f"campaigns run over Flower, too; nodes come to port {self._settings.port}; the app is "
+                            f"{app_hash(app())}")  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._stack.close()
+
+    def _prepare(self, tls: TlsIdentity) -> None:
+        make_private_directory(self._home / "home")
+        write_secret(self._home / "loopback.key", bytes(tls))
+        write_atomic(self._home / AUTHORITY_NAME, tls.authority)
+        connection = (
+            f'[superlink]\ndefault = "{_CONNECTION}"\n[superlink.{_CONNECTION}]\naddress = "{self._link}"\n'
+            f'root-certificates = "{self._home / AUTHORITY_NAME}"\n'
+        )
+        write_atomic(self._home / "home" / "config.toml", connection.encode())
+
+    @property
+    def _link(self) -> str:
+        return f"127.0.0.1:{self._settings.local_port}"
+
+    def _gate(self, tls: TlsIdentity) -> AnsweringServer:
+        shown = ServerIdentity(self._coordinator)
+        nodes = FlowerNodes(self._coordinator.home, self._coordinator.settings)
+        port, context = self._settings.local_port, trusting(tls.authority)
+        gate = FlowerGate(self._coordinator.enrolment, nodes, port=port, context=context)
+        return AnsweringServer(
+            self._coordinator.settings.host,
+            self._settings.port,
+            context=lambda: server_context(shown(), require_client=True),
+            answer=gate,
+        )
+
+    def _child(self, name: str, command: list[str]) -> Supervised:
+        also = {"CONCORD_HOME": str(self._coordinator.home.path.absolute())}
+        return Supervised(
+            name,
+            lambda: command,
+            environment=environment(self._home / "home", also),
+            output=self._home / f"{name}.log",
+        )
+
+    def _superlink(self) -> list[str]:
+        key, authority = str(self._home / "loopback.key"), str(self._home / AUTHORITY_NAME)
+        return [
+            sys.executable, program("flower-superlink"), "--isolation", "process", "--host", "127.0.0.1",
+            "--port", str(self._settings.local_port), "--database", str(self._home / "superlink.sqlite"),
+            "--ssl-certfile", key, "--ssl-keyfile", key, "--ssl-ca-certfile", authority, "--enable-supernode-auth",
+            "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+
+    def _superexec(self) -> list[str]:
+        authority = str(self._home / AUTHORITY_NAME)
+        return [sys.executable, program("flower-superexec"), "--runtime-api-address", self._link,
+                "--root-certificates", authority]  # fmt: skip
+
+    def _run(self) -> None:
+        pauses, well_s = Pauses(longest_s=_LONGEST_PAUSE_S), monotonic()
+        while not self._stop.wait(_LOOK_EVERY_S):
+            try:
+                started = self._look()
+            except ConcordError as error:
+                logger.info("%s; looking again", error)
+                if monotonic() - well_s > _UNHEALTHY_S:
+                    self._reporter.warning("Flower's SuperLink does not list its nodes; it is started again")
+                    self.superlink.restart()
+                    well_s = monotonic()
+                continue
+            except Exception:  # a loop that ends would leave Flower without runs
+                logger.exception("looking after Flower failed; looking again")
+                continue
+            well_s = monotonic()
+            if started:
+                self._stop.wait(pauses.next_s(_FIRST_PAUSE_S))
+
+    def _look(self) -> bool:
+        """See who is there, and start a run where a campaign is open and none goes on; whether that was so."""
+        from coordinator.flower_control import Control
+
+        authority = (self._home / AUTHORITY_NAME).read_bytes()
+        with Control(self._settings.local_port, authority=authority) as control:
+            online = len(control.online())
+            if online != self._online:
+                self._online = online
+                self._reporter.step(f"{online} of the owners' nodes are there over Flower")
+            if not self._settings.start_runs or not online or not self._is_open() or control.is_running():
+                return False
+            run = control.start(app())
+            logger.info("run %d of Flower's carries campaigns", run)
+            return True
+
+    def _is_open(self) -> bool:
+        return any(campaign.closed_index is None for campaign in self._coordinator.campaigns.all())
