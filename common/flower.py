@@ -20,6 +20,10 @@ from typing import Final
 from common.errors import ConflictError, NotFoundError
 
 VERSION: Final = "1.41.0"
+DAEMON, DAEMON_AUTHORITY, DAEMON_WORD = "CONCORD_DAEMON", "CONCORD_DAEMON_AUTHORITY", "CONCORD_DAEMON_WORD"
+"""By these names an owner's app finds its daemon, the file of whom to trust, and the word that it is known by."""
+EXCHANGE: Final = "/exchange"
+"""Where a daemon takes messages."""
 _INSTALL: Final = "pip install 'concord-moe[flower]'"
 _FAB_DATE: Final = (1980, 1, 1, 0, 0, 0)
 _QUIET: Final = {
@@ -34,7 +38,7 @@ name = "concord"
 version = "1.0.0"
 description = "Concord's campaigns, carried by Flower: the code is that of the installed package"
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr=={VERSION}"]
+dependencies = ["flwr>={VERSION},<1.42"]
 
 [tool.flwr.app]
 publisher = "concord"

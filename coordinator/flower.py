@@ -6,14 +6,16 @@ own: whoever has an account on this machine could start apps there.
 """
 
 import logging
+import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from threading import Event, Thread
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from common.console import Reporter
-from common.errors import ConcordError
+from common.errors import ConcordError, UnavailableError
 from common.files import make_private_directory, write_atomic, write_secret
 from common.flower import app, app_hash, check_version, environment, program
 from common.forwarding import AnsweringServer
@@ -25,6 +27,9 @@ from coordinator.flower_gate import FlowerGate
 from coordinator.flower_nodes import AUTHORITY_NAME, FlowerNodes
 from coordinator.home import Coordinator
 from coordinator.server_identity import ServerIdentity
+
+if TYPE_CHECKING:
+    from coordinator.flower_control import Control
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +63,8 @@ class FlowerEngine:
         self._prepare(tls)
         with ExitStack() as stack:
             stack.enter_context(self._gate(tls))
-            self.superlink = stack.enter_context(self._child("superlink", self._superlink()))
-            stack.enter_context(self._child("superexec", self._superexec()))
+            self.superlink = stack.enter_context(self._child("superlink", self._superlink))
+            stack.enter_context(self._child("superexec", self._superexec))
             self._stack = stack.pop_all()
         self._thread.start()
         self._reporter.step(f"campaigns run over Flower, too; nodes come to port {self._settings.port}; the app is "
@@ -97,11 +102,11 @@ class FlowerEngine:
             answer=gate,
         )
 
-    def _child(self, name: str, command: list[str]) -> Supervised:
+    def _child(self, name: str, command: Callable[[], list[str]]) -> Supervised:
         also = {"CONCORD_HOME": str(self._coordinator.home.path.absolute())}
         return Supervised(
             name,
-            lambda: command,
+            command,
             environment=environment(self._home / "home", also),
             output=self._home / f"{name}.log",
         )
@@ -117,27 +122,27 @@ class FlowerEngine:
 
     def _superexec(self) -> list[str]:
         authority = str(self._home / AUTHORITY_NAME)
+        _wait_for("127.0.0.1", self._settings.local_port)
         return [sys.executable, program("flower-superexec"), "--runtime-api-address", self._link,
                 "--root-certificates", authority]  # fmt: skip
 
     def _run(self) -> None:
-        pauses, well_s = Pauses(longest_s=_LONGEST_PAUSE_S), monotonic()
-        while not self._stop.wait(_LOOK_EVERY_S):
+        pauses, well_s, pause_s = Pauses(longest_s=_LONGEST_PAUSE_S), monotonic(), _LOOK_EVERY_S
+        while not self._stop.wait(pause_s):
+            pause_s = _LOOK_EVERY_S
             try:
-                started = self._look()
+                if self._look():
+                    pause_s = pauses.next_s(_FIRST_PAUSE_S)
+                well_s = monotonic()
             except ConcordError as error:
                 logger.info("%s; looking again", error)
                 if monotonic() - well_s > _UNHEALTHY_S:
-                    self._reporter.warning("Flower's SuperLink does not list its nodes; it is started again")
+                    self._reporter.warning(f"Flower is started again, since {error}")
                     self.superlink.restart()
                     well_s = monotonic()
-                continue
             except Exception:  # a loop that ends would leave Flower without runs
                 logger.exception("looking after Flower failed; looking again")
-                continue
-            well_s = monotonic()
-            if started:
-                self._stop.wait(pauses.next_s(_FIRST_PAUSE_S))
+                pause_s = _LONGEST_PAUSE_S
 
     def _look(self) -> bool:
         """See who is there, and start a run where a campaign is open and none goes on; whether that was so."""
@@ -151,9 +156,22 @@ class FlowerEngine:
                 self._reporter.step(f"{online} of the owners' nodes are there over Flower")
             if not self._settings.start_runs or not online or not self._is_open() or control.is_running():
                 return False
-            run = control.start(app())
-            logger.info("run %d of Flower's carries campaigns", run)
+            self._start(control)
             return True
+
+    def _start(self, control: "Control") -> None:
+        try:
+            logger.info("run %d of Flower's carries campaigns", control.start(app()))
+        except UnavailableError as error:
+            self._reporter.warning(f"no run of Flower's can be started: {error}")
 
     def _is_open(self) -> bool:
         return any(campaign.closed_index is None for campaign in self._coordinator.campaigns.all())
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Raise `UnavailableError` unless something listens there: whoever starts first waits long for its next try."""
+    try:
+        socket.create_connection((host, port), timeout=_LOOK_EVERY_S).close()
+    except OSError as error:
+        raise UnavailableError(f"nothing listens at {host}:{port} yet") from error

@@ -20,7 +20,8 @@ from common.flower import app_hash
 
 ONLINE: Final = "online"
 FINISHED: Final = "finished"
-_Request, _Reply = TypeVar("_Request"), TypeVar("_Reply")
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
 
 
 class Control:

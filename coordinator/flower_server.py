@@ -69,11 +69,8 @@ class Carrier:
         self._sent = {name: sent for name, sent in self._sent.items() if known.get(sent.owner) == sent.node}
         for reply in self._grid.pull_messages(list(self._sent)) if self._sent else ():
             self._hear(reply)
-        busy, online, now = (
-            {sent.owner for sent in self._sent.values()},
-            set(self._grid.get_node_ids()),
-            time.monotonic(),
-        )
+        busy, now = {sent.owner for sent in self._sent.values()}, time.monotonic()
+        online = set(self._grid.get_node_ids())
         for owner, node in known.items():
             is_due = now >= self._next_s.get(owner, 0) and owner not in busy
             if node in online and is_due and (owners is None or owner in owners):

@@ -1,8 +1,8 @@
 """Flower at an owner's: a SuperNode as a process of the daemon's, and the one thing that it can reach.
 
 It talks to this daemon on this machine's loopback address, and to nobody else: what is for the coordinator's SuperLink
-is carried over the owner's own TLS identity to the coordinator's gate, and messages are handed to the daemon. Each start
-has a new key, which the coordinator hears of over the owner's connection.
+is carried over the owner's own TLS identity to the coordinator's gate, and messages are handed to the daemon. Each
+start has a new key, which the coordinator hears of over the owner's connection.
 """
 
 import hmac
@@ -18,7 +18,7 @@ from typing import Final
 from common.console import Reporter
 from common.errors import ConcordError, UnavailableError
 from common.files import make_private_directory, read_required, write_atomic, write_secret
-from common.flower import check_version, environment, program
+from common.flower import DAEMON, DAEMON_AUTHORITY, DAEMON_WORD, EXCHANGE, check_version, environment, program
 from common.forwarding import AnsweringServer, Asked, Reply, forward
 from common.rpc.identity import TlsIdentity
 from common.rpc.tls_context import client_context, loopback_identity, server_context
@@ -33,7 +33,6 @@ from owner_client.membership import open_membership
 logger = logging.getLogger(__name__)
 
 _HOST: Final = "127.0.0.1"
-_EXCHANGE: Final = "/exchange"
 _FLEET: Final = "/v1/fleet/"
 _REFUSED: Final = "concord-refused"
 
@@ -77,9 +76,9 @@ class FlowerNode:
 
     def _supernode(self) -> Supervised:
         daemon = {
-            "CONCORD_DAEMON": f"https://{_HOST}:{self._server.port}",
-            "CONCORD_DAEMON_TOKEN": self._token,
-            "CONCORD_DAEMON_AUTHORITY": str(self._here / "loopback.pem"),
+            DAEMON: f"https://{_HOST}:{self._server.port}{EXCHANGE}",
+            DAEMON_WORD: self._token,
+            DAEMON_AUTHORITY: str(self._here / "loopback.pem"),
         }
         return Supervised(
             "supernode",
@@ -105,7 +104,7 @@ class FlowerNode:
 
     def _answer(self, asked: Asked) -> Reply:
         try:
-            if asked.path == _EXCHANGE:
+            if asked.path == EXCHANGE:
                 return self._exchange(asked)
             if asked.path.startswith(_FLEET):
                 return self._carry(asked)

@@ -11,14 +11,9 @@ from urllib.parse import urlsplit
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from common.flower import DAEMON, DAEMON_AUTHORITY, DAEMON_WORD
 from common.flower_messages import FIELD, RECORD
 
-ADDRESS: Final = "CONCORD_DAEMON"
-"""Where the daemon listens, on this machine."""
-TOKEN: Final = "CONCORD_DAEMON_TOKEN"
-"""What it knows its own children by."""
-AUTHORITY: Final = "CONCORD_DAEMON_AUTHORITY"
-EXCHANGE: Final = "/exchange"
 _TIMEOUT_S: Final = 60.0
 app = ClientApp()
 
@@ -34,13 +29,13 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _exchange(data: bytes) -> bytes:
-    address = urlsplit(os.environ[ADDRESS])
-    context = ssl.create_default_context(cafile=os.environ[AUTHORITY])
+    address = urlsplit(os.environ[DAEMON])
+    context = ssl.create_default_context(cafile=os.environ[DAEMON_AUTHORITY])
     assert address.hostname is not None
     connection = HTTPSConnection(address.hostname, address.port, timeout=_TIMEOUT_S, context=context)
     try:
-        headers = {"Authorization": f"Bearer {os.environ[TOKEN]}"}
-        connection.request("POST", EXCHANGE, body=data, headers=headers)
+        headers = {"Authorization": f"Bearer {os.environ[DAEMON_WORD]}"}
+        connection.request("POST", address.path, body=data, headers=headers)
         response = connection.getresponse()
         body = response.read()
     finally:

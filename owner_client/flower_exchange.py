@@ -1,8 +1,8 @@
 """One message of Flower's at the owner's daemon: takes in what is asked, hands over what is signed.
 
-What is asked is verified as what the daemon asks for itself: the coordinator's signature, its place in the log that this
-owner watches. Work is the daemon's (`owner_client/campaign_worker.py`), and so is signing; nothing leaves here that did
-not pass egress. Every message may come again, and none may: what waited too long goes without Flower.
+What is asked is verified as what the daemon asks for itself: the coordinator's signature, its place in the log that
+this owner watches. Work is the daemon's (`owner_client/campaign_worker.py`), and so is signing; nothing leaves here
+that did not pass egress. Messages may come again, or not at all: what waited too long goes without Flower.
 """
 
 import logging

@@ -1,7 +1,6 @@
 """What tests of Flower share; all of them need it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A consortium for tests whose campaigns run over Flower: real SuperLink, SuperExec, SuperNodes and apps, made small."""
+"""A consortium for tests whose campaigns run over Flower: real SuperLink, SuperExec, SuperNodes and apps."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +37,7 @@ def over_flower(path: Path, base: Path, *, owners: tuple[str, ...] = TWO) -> Ite
     )
     coordinator_home.create(home, settings)
     with coordinator_home.open_home(home) as coordinator, ExitStack() as stack:
-        federation = Federation(path, ports, coordinator)
+        federation = Federation(path, ports[:2], coordinator)
         federation.start()
         stack.callback(federation.stop)
         publish_base(coordinator, base)
