@@ -17,7 +17,17 @@ from common.http_server import BoundedServer, QuietHandler
 _MOST_BYTES: Final = 32 * 1024 * 1024
 _TIMEOUT_S: Final = 30.0
 _NOT_CARRIED: Final = frozenset(
-    {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "accept-encoding", "upgrade"}
+    {
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "transfer-encoding",
+        "accept-encoding",
+        "upgrade",
+        "server",
+        "date",
+    }
 )
 
 
@@ -122,7 +132,10 @@ def forward(asked: Asked, *, host: str, port: int, context: ssl.SSLContext) -> R
     try:
         connection.request("POST", asked.path, body=asked.body, headers=dict(asked.headers))
         response = connection.getresponse()
-        return Reply(response.status, response.read(_MOST_BYTES), carried(response.headers))
+        body = response.read(_MOST_BYTES + 1)
+        if len(body) > _MOST_BYTES:
+            raise UnavailableError(f"{host}:{port} answers with more than 32 MiB")
+        return Reply(response.status, body, carried(response.headers))
     except (OSError, HTTPException) as error:
         raise UnavailableError(f"{host}:{port} does not answer: {error}") from error
     finally:

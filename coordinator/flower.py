@@ -21,7 +21,7 @@ from common.flower import app, app_hash, check_version, environment, program
 from common.forwarding import AnsweringServer
 from common.pauses import Pauses
 from common.rpc.identity import TlsIdentity
-from common.rpc.tls_context import loopback_identity, server_context, trusting
+from common.rpc.tls_context import Contexts, loopback_identity, server_context, trusting
 from common.supervised import Supervised
 from coordinator.flower_gate import FlowerGate
 from coordinator.flower_nodes import AUTHORITY_NAME, FlowerNodes
@@ -91,14 +91,14 @@ class FlowerEngine:
         return f"127.0.0.1:{self._settings.local_port}"
 
     def _gate(self, tls: TlsIdentity) -> AnsweringServer:
-        shown = ServerIdentity(self._coordinator)
+        shown = Contexts(ServerIdentity(self._coordinator), lambda tls: server_context(tls, require_client=True))
         nodes = FlowerNodes(self._coordinator.home, self._coordinator.settings)
         port, context = self._settings.local_port, trusting(tls.authority)
         gate = FlowerGate(self._coordinator.enrolment, nodes, port=port, context=context)
         return AnsweringServer(
             self._coordinator.settings.host,
             self._settings.port,
-            context=lambda: server_context(shown(), require_client=True),
+            context=shown,
             answer=gate,
         )
 

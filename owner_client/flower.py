@@ -9,7 +9,6 @@ import hmac
 import logging
 import secrets
 import socket
-import ssl
 import sys
 from contextlib import ExitStack
 from threading import Event
@@ -21,19 +20,22 @@ from common.files import make_private_directory, read_required, write_atomic, wr
 from common.flower import DAEMON, DAEMON_AUTHORITY, DAEMON_WORD, EXCHANGE, check_version, environment, program
 from common.forwarding import AnsweringServer, Asked, Reply, forward
 from common.rpc.identity import TlsIdentity
-from common.rpc.tls_context import client_context, loopback_identity, server_context
+from common.rpc.tls_context import Contexts, client_context, loopback_identity, server_context
 from common.supervised import Supervised
 from common.trust.pki import new_key, openssh_key, public_key
 from owner_client import egress
 from owner_client.config import OwnerHome
 from owner_client.flower_apps import GET_FAB, AllowedApps
 from owner_client.flower_exchange import exchange, touch
+from owner_client.ledger import ledger_at
 from owner_client.membership import open_membership
+from owner_client.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
 _HOST: Final = "127.0.0.1"
 _FLEET: Final = "/v1/fleet/"
+_MOST_SAID: Final = 100
 _REFUSED: Final = "concord-refused"
 
 
@@ -51,9 +53,10 @@ class FlowerNode:
         self._token, self._tls = secrets.token_urlsafe(32), loopback_identity()
         self._stack, self._stop = ExitStack(), Event()
         self._gate_port = 0
+        self._traffic = Traffic(ledger_at(home.ledger), to=self._settings.target)
         self._apps = AllowedApps(self._settings.flower.apps, refused=self._refuse_app)
         self._said: set[str] = set()
-        self._context: tuple[bytes, ssl.SSLContext] | None = None
+        self._shown = Contexts(self._identity, client_context)
         self._server: AnsweringServer
         self.supernode: Supervised
 
@@ -73,6 +76,7 @@ class FlowerNode:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._stack.close()
+        self._traffic.write()
 
     def _supernode(self) -> Supervised:
         daemon = {
@@ -121,6 +125,7 @@ class FlowerNode:
     def _carry(self, asked: Asked) -> Reply:
         """To the coordinator's gate and back; an app gets our word, or none."""
         host = self._settings.target.rpartition(":")[0]
+        self._traffic.sent(f"Flower {asked.path.removeprefix(_FLEET)[:40]}", len(asked.body))
         reply = forward(asked, host=host, port=self._gate_port, context=self._shown())
         if _REFUSED in reply.headers:
             self._say_once(f"the coordinator's gate to Flower says: {reply.body.decode(errors='replace')[:500]}")
@@ -128,13 +133,10 @@ class FlowerNode:
             return reply
         return Reply(reply.status, self._apps.vouch(reply.body), reply.headers)
 
-    def _shown(self) -> ssl.SSLContext:
+    def _identity(self) -> TlsIdentity:
         """Our certificate as it is now."""
         authority = read_required(self._home.authority, hint="restore it or enrol again")
-        data = read_required(self._home.tls, hint="restore it or enrol again")
-        if self._context is None or self._context[0] != data + authority:
-            self._context = data + authority, client_context(TlsIdentity.parse(data, authority=authority))
-        return self._context[1]
+        return TlsIdentity.parse(read_required(self._home.tls, hint="restore it or enrol again"), authority=authority)
 
     def _refuse_app(self, found: str) -> None:
         self._say_once(
@@ -144,6 +146,8 @@ class FlowerNode:
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
+            if len(self._said) >= _MOST_SAID:
+                self._said.clear()
             self._said.add(text)
             self._reporter.warning(text)
 

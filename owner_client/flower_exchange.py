@@ -18,9 +18,7 @@ from owner_client.campaign_folder import OPEN_STATES, CampaignFolder, folder_of,
 from owner_client.campaign_reports import said_before
 from owner_client.campaigns import take_offer
 from owner_client.config import OwnerHome, OwnerSettings
-from owner_client.ledger import ledger_at
 from owner_client.membership import Membership, answer_messages, open_membership
-from owner_client.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +45,7 @@ def exchange(home: OwnerHome, data: bytes, *, stop: Event) -> bytes:
         touch(home)
         if asked.offers:
             _wait(home, before, stop)
-        reply = bytes(_told(member))
-        traffic = Traffic(ledger_at(home.ledger), to=member.settings.target)
-        traffic.sent("Flower", len(reply))
-        traffic.write()
-        return reply
+        return bytes(_told(member))
 
 
 def touch(home: OwnerHome) -> None:

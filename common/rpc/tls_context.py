@@ -2,6 +2,7 @@
 
 import ssl
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -35,6 +36,23 @@ def trusting(authority: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.decode())
     return context
+
+
+class Contexts:
+    """The context of an identity that may change, made anew where it did."""
+
+    def __init__(self, ask: Callable[[], TlsIdentity], make: Callable[[TlsIdentity], ssl.SSLContext]) -> None:
+        self._ask, self._make = ask, make
+        self._last: tuple[TlsIdentity, ssl.SSLContext] | None = None
+
+    def __call__(self) -> ssl.SSLContext:
+        """Of what is to be shown now."""
+        tls, last = self._ask(), self._last
+        if last is not None and last[0] == tls:
+            return last[1]
+        context = self._make(tls)
+        self._last = tls, context
+        return context
 
 
 def loopback_identity() -> TlsIdentity:
