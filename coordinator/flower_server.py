@@ -5,6 +5,8 @@ is asked and what was answered, so that a run may end at any moment and another 
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 HOME: Final = "CONCORD_HOME"
 _LOOK_EVERY_S: Final = 0.5
 _LIFETIME_S: Final = 600.0
+_AFTER_ERROR_S: Final = 30.0
 _AFTERWARDS_S: Final = 60.0
 """How long owners are told, after the last campaign's end, what became of their answers."""
 app = ServerApp()
@@ -31,8 +34,22 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """A run of Concord's own."""
-    with open_home(Path(os.environ[HOME])) as coordinator:
+    with opened() as coordinator:
         Carrier(grid, coordinator).carry()
+
+
+@contextmanager
+def opened() -> Iterator[Coordinator]:
+    """The coordinator whose daemon started this run. What is logged goes to a file, too, of its Flower directory."""
+    with open_home(Path(os.environ[HOME])) as coordinator:
+        handler = logging.FileHandler(coordinator.home.flower / "campaigns.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield coordinator
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,7 @@ class Carrier:
         self._next_s[sent.owner] = time.monotonic() + self._every_s
         if reply.has_error():
             logger.warning("the node of %s answers: %s", sent.owner, reply.error.reason)
+            self._next_s[sent.owner] += _AFTER_ERROR_S
             return
         data = reply.content[RECORD][FIELD]
         try:

@@ -1,14 +1,11 @@
 """A ServerApp of your own: of whatever is open, one owner is asked first, and the others once it has answered."""
 
-import os
 import time
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.flower_server import Carrier
-from coordinator.home import open_home
+from coordinator.flower_server import Carrier, opened
 
 app = ServerApp()
 
@@ -17,7 +14,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Wait for a campaign, and carry it."""
     first = str(context.run_config["first"])
-    with open_home(Path(os.environ["CONCORD_HOME"])) as coordinator:
+    with opened() as coordinator:
         carrier = Carrier(grid, coordinator)
         while not carrier.dispatch.is_open():
             time.sleep(1)
