@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 REFUSED: Final = {"concord-refused": "1"}
 """On what this gate answers itself. Flower's client tries again after 503; 401 would end it, 403 a run."""
 _FLEET: Final = re.compile(r"/v1/fleet/[a-z]+(-[a-z]+)*")
-_KEY: Final = "flwr-public-key"
+NODE_KEY: Final = "flwr-public-key"
+"""The header that has the key which a message is signed with, base64."""
 
 
 class FlowerGate:
@@ -50,4 +51,4 @@ class FlowerGate:
 
 
 def _shows(headers: Mapping[str, str], public_key: bytes) -> bool:
-    return headers.get(_KEY) == b64encode(public_key).decode()
+    return headers.get(NODE_KEY) == b64encode(public_key).decode()

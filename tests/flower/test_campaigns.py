@@ -65,14 +65,15 @@ def test_it_is_answered_over_flower_alone_with_the_figures_of_the_other_way(flow
     assert not [each for each in CALLS if each in NATIVE]
     assert list(figures(flowing, over_flower)) == list(TWO)
     files = {owner.home.settings_file: owner.home.settings_file.read_text() for owner in federation.owners.values()}
-    for file, text in files.items():
-        file.write_text(text.replace("enabled = true", "enabled = false"))
-    natively = ask_evaluation(federation, owners=["archive"])
-    wait_until(lambda: is_closed(federation, natively.record_id), "the campaign's end without Flower")
-    assert [each for each in CALLS if each == NATIVE[-1]]
+    try:
+        for file, text in files.items():
+            file.write_text(text.replace("enabled = true", "enabled = false"))
+        natively = ask_evaluation(federation, owners=["archive"])
+        wait_until(lambda: NATIVE[-1] in CALLS, "the answer without Flower")
+    finally:
+        for file, text in files.items():
+            file.write_text(text)
     assert figures(flowing, natively)["archive"] == figures(flowing, over_flower)["archive"]
-    for file, text in files.items():
-        file.write_text(text)
 
 
 def test_killed_superlink_and_supernode_cost_nothing_but_time(flowing: Consortium) -> None:
