@@ -36,7 +36,6 @@ def exchange(home: OwnerHome, data: bytes, *, stop: Event) -> bytes:
     """
     asked = Ask.parse(data)
     with open_membership(home, patience_s=0, stop=stop) as member:
-        before = {folder.id: folder.state for folder in folders(home)}
         for offer in asked.offers:
             member.client.believe(offer.receipt, entry=offer.note)
             _take(home, offer.note)
@@ -44,7 +43,7 @@ def exchange(home: OwnerHome, data: bytes, *, stop: Event) -> bytes:
             _settle(member, outcome)
         touch(home)
         if asked.offers:
-            _wait(home, before, stop)
+            _wait(home, stop)
         return bytes(_told(member))
 
 
@@ -92,14 +91,12 @@ def _settle(member: Membership, outcome: Outcome) -> None:
         logger.info("the answer to campaign %s is in the log", folder.id)
 
 
-def _wait(home: OwnerHome, before: dict[str, str], stop: Event) -> None:
-    """Wait a little while something goes on and nothing is ready that was not before."""
+def _wait(home: OwnerHome, stop: Event) -> None:
+    """Wait a little while something goes on and nothing is ready."""
     end = monotonic() + _WAIT_S
     while monotonic() < end and not stop.wait(_LOOK_EVERY_S):
-        states = {folder.id: folder.state for folder in folders(home)}
-        working = [name for name, state in states.items() if state in OPEN_STATES and state != "signed"]
-        is_ready = any(state == "signed" for state in states.values())
-        if is_ready or not working:
+        states = {folder.state for folder in folders(home)}
+        if "signed" in states or not states & set(OPEN_STATES):
             return
 
 
