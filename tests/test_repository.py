@@ -39,7 +39,7 @@ ONLY_IN = {
     r"campaign_states|"
     r"migrations\.versions\..*)",
     "flwr": r"coordinator\.flower_(server|control)|owner_client\.flower_(client|apps)"
-    r"|deploy\.examples\.flower\.server",
+    r"|deploy\.(simulation\.engine|examples\.flower\.server)",
     "httpx": r"coordinator\.flower_control",
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
