@@ -4,6 +4,7 @@ Each request is read whole, up to a limit, and so is each reply. TLS is made in 
 who is slow keeps nobody else waiting.
 """
 
+import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 from common.errors import UnavailableError
 from common.http_server import BoundedServer, QuietHandler
+
+logger = logging.getLogger(__name__)
 
 _MOST_BYTES: Final = 32 * 1024 * 1024
 _TIMEOUT_S: Final = 30.0
@@ -94,6 +97,9 @@ class _Server(BoundedServer):
 def _handler(answer: Answer) -> type[QuietHandler]:
     class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            logger.debug(format, *arguments)  # nodes ask every few seconds
 
         def do_POST(self) -> None:
             reply = self._answer()

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 2.0
+_ASK_EVERY_S: Final = 0.2
+_START_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 2.0
 _LONGEST_PAUSE_S: Final = 60.0
 _UNHEALTHY_S: Final = 60.0
@@ -122,16 +124,34 @@ class FlowerEngine:
 
     def _superexec(self) -> list[str]:
         authority = str(self._home / AUTHORITY_NAME)
-        _wait_for("127.0.0.1", self._settings.local_port)
+        self._wait_for_superlink()
         return [sys.executable, program("flower-superexec"), "--runtime-api-address", self._link,
                 "--root-certificates", authority]  # fmt: skip
 
+    def _wait_for_superlink(self) -> None:
+        """What starts before it waits long for its own next try."""
+        end = monotonic() + _START_S
+        while not self._stop.wait(_ASK_EVERY_S):
+            try:
+                socket.create_connection(("127.0.0.1", self._settings.local_port), timeout=_START_S).close()
+            except OSError as error:
+                if monotonic() > end:
+                    raise UnavailableError("the SuperLink does not listen yet") from error
+            else:
+                return
+
     def _run(self) -> None:
+        from coordinator.flower_control import Control  # which imports Flower, and takes a while
+
+        with Control(self._settings.local_port, authority=(self._home / AUTHORITY_NAME).read_bytes()) as control:
+            self._look_after(control)
+
+    def _look_after(self, control: "Control") -> None:
         pauses, well_s, pause_s = Pauses(longest_s=_LONGEST_PAUSE_S), monotonic(), _LOOK_EVERY_S
         while not self._stop.wait(pause_s):
             pause_s = _LOOK_EVERY_S
             try:
-                if self._look():
+                if self._look(control):
                     pause_s = pauses.next_s(_FIRST_PAUSE_S)
                 well_s = monotonic()
             except ConcordError as error:
@@ -144,20 +164,16 @@ class FlowerEngine:
                 logger.exception("looking after Flower failed; looking again")
                 pause_s = _LONGEST_PAUSE_S
 
-    def _look(self) -> bool:
+    def _look(self, control: "Control") -> bool:
         """See who is there, and start a run where a campaign is open and none goes on; whether that was so."""
-        from coordinator.flower_control import Control
-
-        authority = (self._home / AUTHORITY_NAME).read_bytes()
-        with Control(self._settings.local_port, authority=authority) as control:
-            online = len(control.online())
-            if online != self._online:
-                self._online = online
-                self._reporter.step(f"{online} of the owners' nodes are there over Flower")
-            if not self._settings.start_runs or not online or not self._is_open() or control.is_running():
-                return False
-            self._start(control)
-            return True
+        online = len(control.online())
+        if online != self._online:
+            self._online = online
+            self._reporter.step(f"{online} of the owners' nodes are there over Flower")
+        if not self._settings.start_runs or not online or not self._is_open() or control.is_running():
+            return False
+        self._start(control)
+        return True
 
     def _start(self, control: "Control") -> None:
         try:
@@ -167,11 +183,3 @@ class FlowerEngine:
 
     def _is_open(self) -> bool:
         return any(campaign.closed_index is None for campaign in self._coordinator.campaigns.all())
-
-
-def _wait_for(host: str, port: int) -> None:
-    """Raise `UnavailableError` unless something listens there: whoever starts first waits long for its next try."""
-    try:
-        socket.create_connection((host, port), timeout=_LOOK_EVERY_S).close()
-    except OSError as error:
-        raise UnavailableError(f"nothing listens at {host}:{port} yet") from error

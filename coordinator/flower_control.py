@@ -1,5 +1,6 @@
 """What the coordinator says to its SuperLink (Flower's Control API), on this machine alone."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -17,6 +18,8 @@ from flwr.supercore.control import ControlHttpClient
 
 from common.errors import UnavailableError
 from common.flower import app_hash
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
 
 ONLINE: Final = "online"
 FINISHED: Final = "finished"
