@@ -66,7 +66,8 @@ class Carrier:
         self._nodes = FlowerNodes(coordinator.home, coordinator.settings)
         self._every_s = coordinator.settings.flower.every_s
         self._sent: dict[str, _Sent] = {}
-        self._next_s: dict[str, float] = {}
+        self._next_s: dict[int, float] = {}
+        """By node, when it may be asked again: a node that was started anew waits for nothing."""
         self.dispatch = FlowerDispatch(coordinator.campaigns, coordinator.registry)
 
     def carry(self) -> None:
@@ -89,7 +90,7 @@ class Carrier:
         busy, now = {sent.owner for sent in self._sent.values()}, time.monotonic()
         online = set(self._grid.get_node_ids())
         for owner, node in known.items():
-            is_due = now >= self._next_s.get(owner, 0) and owner not in busy
+            is_due = now >= self._next_s.get(node, 0) and owner not in busy
             if node in online and is_due and (owners is None or owner in owners):
                 self._ask(owner, node)
 
@@ -104,10 +105,10 @@ class Carrier:
 
     def _hear(self, reply: Message) -> None:
         sent = self._sent.pop(reply.metadata.reply_to_message_id)
-        self._next_s[sent.owner] = time.monotonic() + self._every_s
+        self._next_s[sent.node] = time.monotonic() + self._every_s
         if reply.has_error():
             logger.warning("the node of %s answers: %s", sent.owner, reply.error.reason)
-            self._next_s[sent.owner] += _AFTER_ERROR_S
+            self._next_s[sent.node] += _AFTER_ERROR_S
             return
         data = reply.content[RECORD][FIELD]
         try:
@@ -116,4 +117,4 @@ class Carrier:
             logger.warning("what %s says is not taken: %s", sent.owner, error)
             return
         if came:
-            self._next_s[sent.owner] = 0  # it is told at once that they are in the log
+            self._next_s[sent.node] = 0  # it is told at once that they are in the log
