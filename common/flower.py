@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from threading import RLock
 from typing import Final
 
 from common.errors import ConflictError, NotFoundError
@@ -22,6 +23,8 @@ from common.errors import ConflictError, NotFoundError
 VERSION: Final = "1.41.0"
 DAEMON, DAEMON_AUTHORITY, DAEMON_WORD = "CONCORD_DAEMON", "CONCORD_DAEMON_AUTHORITY", "CONCORD_DAEMON_WORD"
 """By these names an owner's app finds its daemon, the file of whom to trust, and the word that it is known by."""
+IMPORTING: Final = RLock()
+"""Held while Flower is imported: its modules import each other in circles, which two threads at once get caught in."""
 EXCHANGE: Final = "/exchange"
 """Where a daemon takes messages."""
 _INSTALL: Final = "pip install 'concord-moe[flower]'"

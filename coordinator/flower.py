@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from common.console import Reporter
 from common.errors import ConcordError, UnavailableError
 from common.files import make_private_directory, write_atomic, write_secret
-from common.flower import app, app_hash, check_version, environment, program
+from common.flower import IMPORTING, app, app_hash, check_version, environment, program
 from common.forwarding import AnsweringServer
 from common.pauses import Pauses
 from common.rpc.identity import TlsIdentity
@@ -141,7 +141,8 @@ class FlowerEngine:
                 return
 
     def _run(self) -> None:
-        from coordinator.flower_control import Control  # which imports Flower, and takes a while
+        with IMPORTING:
+            from coordinator.flower_control import Control
 
         with Control(self._settings.local_port, authority=(self._home / AUTHORITY_NAME).read_bytes()) as control:
             self._look_after(control)

@@ -9,6 +9,7 @@ from typing import Final
 
 from common.errors import ConflictError
 from common.files import make_private_directory, read_required, taking_turns, write_atomic
+from common.flower import IMPORTING
 from common.trust.pki import check_public_key
 from coordinator.config import CoordinatorHome, CoordinatorSettings
 
@@ -50,7 +51,8 @@ class FlowerNodes:
         check_public_key(public_key)
         if not self._settings.enabled:
             raise ConflictError("campaigns do not run over Flower here; leave [flower] off in owner.toml")
-        from coordinator.flower_control import Control
+        with IMPORTING:
+            from coordinator.flower_control import Control
 
         make_private_directory(self._home)
         with taking_turns(self._home / "nodes.lock"):

@@ -13,7 +13,7 @@ from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Collection
 from typing import Final
 
-from common.flower import app, app_hash
+from common.flower import IMPORTING, app, app_hash
 from common.trust.note import SigningKey
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class AllowedApps:
 
     def vouch(self, reply: bytes) -> bytes:
         """The reply to `GET_FAB` as the SuperNode is to see it: nobody's word is in it but ours."""
-        from flwr.proto.fab_pb2 import GetFabResponse
+        with IMPORTING:
+            from flwr.proto.fab_pb2 import GetFabResponse
 
         response = GetFabResponse.FromString(reply)
         found = app_hash(response.fab.content)
