@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from common.errors import UnavailableError
+from common.flower import IMPORTING
 from coordinator import home as coordinator_home
 from coordinator.config import CoordinatorSettings, FlowerSettings
 from coordinator.flower import FlowerEngine
@@ -101,6 +102,7 @@ def over_flower(path: Path, base: Path) -> Iterator[Consortium]:
 
 def example() -> bytes:
     """The app that a user of Flower would make, built as Flower does."""
-    from flwr.cli.build import build_fab_from_disk
+    with IMPORTING:
+        from flwr.cli.build import build_fab_from_disk
 
     return build_fab_from_disk(EXAMPLE)
