@@ -7,6 +7,7 @@ start has a new key, which the coordinator hears of over the owner's connection.
 
 import hmac
 import logging
+import re
 import secrets
 import socket
 import sys
@@ -34,7 +35,7 @@ from owner_client.traffic import Traffic
 logger = logging.getLogger(__name__)
 
 _HOST: Final = "127.0.0.1"
-_FLEET: Final = "/v1/fleet/"
+_FLEET: Final = re.compile(r"/v1/fleet/([a-z]+(?:-[a-z]+)*)")
 _MOST_SAID: Final = 100
 _REFUSED: Final = "concord-refused"
 
@@ -110,8 +111,8 @@ class FlowerNode:
         try:
             if asked.path == EXCHANGE:
                 return self._exchange(asked)
-            if asked.path.startswith(_FLEET):
-                return self._carry(asked)
+            if call := _FLEET.fullmatch(asked.path):
+                return self._carry(asked, call[1])
         except ConcordError as error:
             self._say_once(f"over Flower: {error}")
             return Reply(503 if isinstance(error, UnavailableError) else 400, str(error).encode())
@@ -122,16 +123,16 @@ class FlowerNode:
             return Reply(401, b"who is this?")
         return Reply(200, exchange(self._home, asked.body, stop=self._stop))
 
-    def _carry(self, asked: Asked) -> Reply:
+    def _carry(self, asked: Asked, call: str) -> Reply:
         """To the coordinator's gate and back; an app gets our word, or none."""
         host = self._settings.target.rpartition(":")[0]
-        self._traffic.sent(f"Flower {asked.path.removeprefix(_FLEET)[:40]}", len(asked.body))
+        self._traffic.sent(f"Flower {call[:40]}", len(asked.body))
         reply = forward(asked, host=host, port=self._gate_port, context=self._shown())
         if _REFUSED in reply.headers:
             self._say_once(f"the coordinator's gate to Flower says: {reply.body.decode(errors='replace')[:500]}")
-        if asked.path != GET_FAB or reply.status != 200:
-            return reply
-        return Reply(reply.status, self._apps.vouch(reply.body), reply.headers)
+        if asked.path == GET_FAB and reply.status == 200:
+            reply = Reply(reply.status, self._apps.vouch(reply.body), reply.headers)
+        return let_in(reply)
 
     def _identity(self) -> TlsIdentity:
         """Our certificate as it is now."""
@@ -150,6 +151,14 @@ class FlowerNode:
                 self._said.clear()
             self._said.add(text)
             self._reporter.warning(text)
+
+
+def let_in(reply: Reply) -> Reply:
+    """A reply as the SuperNode is to see it: nothing in it sends that elsewhere, where it would go."""
+    if 300 <= reply.status < 400:
+        return Reply(503, b"the coordinator sends a node elsewhere, which is not followed")
+    headers = {name: value for name, value in reply.headers.items() if name == "content-type" or name[:5] == "flwr-"}
+    return Reply(reply.status, reply.body, headers)
 
 
 def _free_port() -> int:

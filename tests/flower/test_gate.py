@@ -20,6 +20,7 @@ from coordinator.flower_nodes import FlowerNodes, Node
 from coordinator.server_identity import ServerIdentity
 from owner_client import campaigns
 from owner_client.campaign_folder import folders
+from owner_client.flower import let_in
 from owner_client.flower_exchange import exchange
 from tests.campaigns.test_worker import ask
 from tests.federation import Federation
@@ -105,6 +106,12 @@ def test_a_node_is_not_registered_where_flower_is_off_or_by_another_kind_of_key(
     for bad in (b"", b"x", public_key(new_key()) + b"\n"):
         with pytest.raises(MalformedError, match="a node's key is a P-256 public key"):
             nodes.register("archive", bad)
+
+
+def test_a_node_is_not_sent_elsewhere() -> None:
+    away = {"location": "http://elsewhere.example/", "content-type": "application/protobuf", "flwr-version": "1"}
+    assert let_in(Reply(307, b"", away)).status == 503
+    assert let_in(Reply(200, b"x", away)) == Reply(200, b"x", {name: away[name] for name in list(away)[1:]})
 
 
 def test_offers_are_verified_as_those_that_the_daemon_asks_for(consortium: Federation) -> None:
