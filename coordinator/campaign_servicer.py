@@ -5,6 +5,7 @@ import grpc
 from common.rpc.channel import caller
 from common.trust.statements import parse_note
 from coordinator.campaigns import Campaigns
+from coordinator.flower_nodes import FlowerNodes
 from coordinator.registry import Registry
 from protos import campaign_pb2, campaign_pb2_grpc
 
@@ -12,8 +13,8 @@ from protos import campaign_pb2, campaign_pb2_grpc
 class CampaignsServicer(campaign_pb2_grpc.CampaignsServicer):
     """`protos/campaign.proto`."""
 
-    def __init__(self, campaigns: Campaigns, registry: Registry) -> None:
-        self._campaigns, self._registry = campaigns, registry
+    def __init__(self, campaigns: Campaigns, registry: Registry, nodes: FlowerNodes) -> None:
+        self._campaigns, self._registry, self._nodes = campaigns, registry, nodes
 
     def Poll(self, request: campaign_pb2.PollRequest, context: grpc.ServicerContext) -> campaign_pb2.PollReply:
         offers = [
@@ -32,7 +33,12 @@ class CampaignsServicer(campaign_pb2_grpc.CampaignsServicer):
         receipt = self._campaigns.receive(caller(), request.note, request.attachment)
         return campaign_pb2.ReportReply(receipt=receipt)
 
+    def RegisterNode(
+        self, request: campaign_pb2.RegisterNodeRequest, context: grpc.ServicerContext
+    ) -> campaign_pb2.RegisterNodeReply:
+        return campaign_pb2.RegisterNodeReply(port=self._nodes.register(caller(), request.public_key))
 
-def add_campaigns(server: grpc.Server, campaigns: Campaigns, registry: Registry) -> None:
+
+def add_campaigns(server: grpc.Server, campaigns: Campaigns, registry: Registry, nodes: FlowerNodes) -> None:
     """Put the service on `server`."""
-    campaign_pb2_grpc.add_CampaignsServicer_to_server(CampaignsServicer(campaigns, registry), server)
+    campaign_pb2_grpc.add_CampaignsServicer_to_server(CampaignsServicer(campaigns, registry, nodes), server)

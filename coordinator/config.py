@@ -20,6 +20,20 @@ def check_database_url(text: str) -> str:
     return text
 
 
+class FlowerSettings(Settings):
+    """Flower as an engine for campaigns, beside the daemon's own; see docs/campaigns.md."""
+
+    enabled: bool = False
+    port: Annotated[int, Field(ge=1, le=65535)] = 7445
+    """Where owners' nodes come to, at `host`; only members get in."""
+    local_port: Annotated[int, Field(ge=1, le=65535)] = 7446
+    """Where the SuperLink listens, on this machine alone."""
+    start_runs: bool = True
+    """Whether a run is started wherever a campaign is open; turn it off to start runs of your own."""
+    every_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """How often a run asks an owner how far it is."""
+
+
 class CoordinatorSettings(Settings):
     """What an admin decides. `origin` names the log for good."""
 
@@ -45,6 +59,7 @@ class CoordinatorSettings(Settings):
     """Witnesses that are no owner's (C2SP tlog-witness): a key line, a space and an address each."""
     witness_poll_s: Annotated[float, Field(gt=0, le=3600)] = 5
     """How often a new checkpoint is looked for and brought to them."""
+    flower: FlowerSettings = Field(default_factory=FlowerSettings)
 
     @property
     def reachable_at(self) -> str:
@@ -88,6 +103,11 @@ class CoordinatorHome:
     def campaigns(self) -> Path:
         """What owners fetch for campaigns and is published nowhere, and what came beside their answers."""
         return self.path / "campaigns"
+
+    @property
+    def flower(self) -> Path:
+        """What Flower's processes keep, disposable all of it."""
+        return self.path / "flower"
 
     @property
     def work(self) -> Path:

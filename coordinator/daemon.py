@@ -2,6 +2,7 @@
 but the outside witnesses in its settings."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ from common.service import being_watched
 from common.signals import stop_on_signals
 from common.state_file import StatedReporter, StateFile
 from coordinator.file_server import FileServer
-from coordinator.home import open_home
+from coordinator.home import Coordinator, open_home
 from coordinator.outside_witnesses import Bringing, OutsideWitness
 from coordinator.releases import show_logged
 from coordinator.server_identity import ServerIdentity
@@ -32,7 +33,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
 
     Raises:
         NotFoundError: it is no coordinator's home.
-        ConflictError: another daemon serves this home.
+        ConflictError: another daemon serves this home, or Flower is enabled and another version of it installed.
         UnavailableError: a port is in use, or an outside witness has seen a log that this one does not continue.
     """
     share_freed_memory()
@@ -70,6 +71,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
             Bringing(coordinator.registry, witnesses, every_s=settings.witness_poll_s),
             Upkeep(coordinator, also=serving.write),
             files,
+            _flower(coordinator, reporter),
             being_watched(),
         ):
             stop.wait()
@@ -77,3 +79,12 @@ def serve(path: Path, *, reporter: Reporter) -> None:
             stopped.wait()
         coordinator.enrolment.reads.write()
         reporter.step("stopped; everything acknowledged is on disk")
+
+
+def _flower(coordinator: Coordinator, reporter: Reporter) -> AbstractContextManager[object]:
+    """Flower's processes, where campaigns are to run over it, too."""
+    if not coordinator.settings.flower.enabled:
+        return nullcontext()
+    from coordinator.flower import FlowerEngine
+
+    return FlowerEngine(coordinator, reporter=reporter)

@@ -18,7 +18,7 @@ from coordinator.authority import Authority, create_authorities
 from coordinator.campaign_files import CampaignFiles
 from coordinator.campaign_states import CampaignStates
 from coordinator.campaigns import Campaigns
-from coordinator.config import CoordinatorHome, CoordinatorSettings
+from coordinator.config import CoordinatorHome, CoordinatorSettings, FlowerSettings
 from coordinator.enrolment import Enrolment, revoke_certificates
 from coordinator.intake import Intake
 from coordinator.log import Log
@@ -84,11 +84,15 @@ def _write_keys(home: CoordinatorHome, settings: CoordinatorSettings) -> None:
 
 def _toml(settings: CoordinatorSettings) -> str:
     lines = []
-    for name, value in settings.model_dump(exclude_none=True, mode="json").items():
-        # A JSON string, number or list of strings is TOML as well.
+    tables = {"flower": settings.flower} if settings.flower != FlowerSettings() else {}
+    for name, value in settings.model_dump(exclude_none=True, exclude={"flower"}, mode="json").items():
+        # A JSON string, number, truth value or list of strings is TOML as well.
         lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     if settings.files_port is None:
         lines.append("# files_port = 8080  # serves public/ over plain HTTP, for auditors")
+    for table, fields in tables.items():
+        lines.append(f"[{table}]")
+        lines += [f"{name} = {json.dumps(value)}" for name, value in fields.model_dump(mode="json").items()]
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,9 @@ _READERS: Final = frozenset({"owner", "admin", "auditor"})
 OPEN: Final = frozenset({"/concord.v1.Enrolment/Redeem"})
 """What needs no certificate: an invitation is the caller's right to it."""
 
+REGISTER_NODE: Final = "/concord.v1.Campaigns/RegisterNode"
+"""Whoever may make this call may also speak for the node, at the gate to Flower."""
+
 PERMISSIONS: Final[Mapping[str, frozenset[str]]] = {
     "/concord.v1.Enrolment/Redeem": _EVERYBODY,
     "/concord.v1.Enrolment/Renew": _EVERYBODY,
@@ -36,6 +39,7 @@ PERMISSIONS: Final[Mapping[str, frozenset[str]]] = {
     "/concord.v1.Campaigns/Poll": _OWNER,
     "/concord.v1.Campaigns/Acknowledge": _OWNER,
     "/concord.v1.Campaigns/Report": _OWNER,
+    REGISTER_NODE: _OWNER,
 }
 
 

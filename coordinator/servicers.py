@@ -15,6 +15,7 @@ from common.trust.statements import ConsentRevoke, parse_note
 from coordinator.campaign_files import CampaignFiles
 from coordinator.campaign_servicer import add_campaigns
 from coordinator.enrolment import Enrolment
+from coordinator.flower_nodes import FlowerNodes
 from coordinator.home import Coordinator
 from coordinator.intake import FileProgress, Intake
 from coordinator.publication import Publication
@@ -204,4 +205,5 @@ def add_services(server: grpc.Server, coordinator: Coordinator) -> None:
     streams = Streams(threads=coordinator.settings.threads)
     transfer = TransferServicer(coordinator.intake, coordinator.publication, coordinator.campaigns.files, streams)
     transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)
-    add_campaigns(server, coordinator.campaigns, coordinator.registry)
+    nodes = FlowerNodes(coordinator.home, coordinator.settings)
+    add_campaigns(server, coordinator.campaigns, coordinator.registry, nodes)

@@ -23,10 +23,11 @@ from common.errors import (
 from common.pauses import Pauses
 from common.trust.statements import parse_time
 from owner_client.campaign_folder import OPEN_STATES, CampaignFolder, folders
-from owner_client.campaign_reports import report
+from owner_client.campaign_reports import report, waits_for_flower
 from owner_client.campaign_work import find_answer
 from owner_client.campaigns import take_offer
 from owner_client.config import OwnerHome
+from owner_client.flower_exchange import is_silent
 from owner_client.membership import Membership, open_membership
 
 logger = logging.getLogger(__name__)
@@ -77,14 +78,20 @@ class CampaignWorker:
         """Ask what is asked, where that is due, and go on with whatever is open."""
         if monotonic() - self._polled_s >= member.settings.poll_s:
             self._polled_s = monotonic()
-            for note in member.client.offers():
-                self._take(note)
+            if not self._by_flower(member):
+                for note in member.client.offers():
+                    self._take(note)
         for folder in folders(self._home):
             if self._stop.is_set():
                 return
             self._acknowledge(member, folder)
             if folder.state in OPEN_STATES:
                 self._go_on(member, folder)
+
+    def _by_flower(self, member: Membership) -> bool:
+        """Whether campaigns come over Flower, and states and answers go that way."""
+        settings = member.settings
+        return settings.flower.enabled and not is_silent(self._home, settings)
 
     def _take(self, note: bytes) -> None:
         try:
@@ -102,7 +109,8 @@ class CampaignWorker:
                 f"campaign {folder.id} ({folder.asked.kind}) waits for your word: concord owner campaign accept"
             )
         try:
-            member.client.acknowledge(folder.id, state)
+            if not self._by_flower(member):
+                member.client.acknowledge(folder.id, state)
         except (UnavailableError, NotPermittedError):
             raise
         except ConcordError as error:
@@ -115,6 +123,8 @@ class CampaignWorker:
                 return
             if folder.state in ("accepted", "running"):
                 self._work(member, folder)
+            if folder.state == "signed" and waits_for_flower(member):
+                return
             if report(member, folder):
                 self._reporter.step(f"campaign {folder.id}: {folder.asked.kind} answered; it is in the log")
         except (ApprovalNeededError, SignatureNeededError) as error:

@@ -226,6 +226,11 @@ class Client:
         self.believe(receipt, entry=message.data)
         return receipt
 
+    def register_node(self, public_key: Message) -> int:
+        """Make this key the one of this owner's Flower node; the port where its messages are taken."""
+        request = campaign_pb2.RegisterNodeRequest(public_key=public_key.data)
+        return int(self._call(self.connection.campaigns.RegisterNode, request).port)
+
     def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
         """Fetch a published file, going on from what an earlier try left in `<to>.part`.
 

@@ -87,6 +87,16 @@ class CampaignSettings(Settings):
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
 
 
+class FlowerSettings(Settings):
+    """Whether campaigns come and are answered over Flower; see docs/campaigns.md."""
+
+    enabled: bool = False
+    apps: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    """Hashes (SHA-256) of apps that may run here beside Concord's own. An app is code: read it first."""
+    patience_s: Annotated[float, Field(ge=0, le=7 * 24 * 3600)] = 600.0
+    """What Flower did not bring for so long is asked for, and answered, without it."""
+
+
 class OwnerSettings(Settings):
     """What an owner decides. `training` holds options of `owner_client/train.py`'s job, checked when it starts."""
 
@@ -105,6 +115,7 @@ class OwnerSettings(Settings):
     transfer: TransferSettings = Field(default_factory=TransferSettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
     campaigns: CampaignSettings = Field(default_factory=CampaignSettings)
+    flower: FlowerSettings = Field(default_factory=FlowerSettings)
     consent: ConsentSettings | None = None
     training: dict[str, int | float | str] = Field(default_factory=dict)
 
@@ -202,6 +213,11 @@ class OwnerHome:
     def campaigns(self) -> Path:
         """What this owner was asked, and what it answers: a folder each."""
         return self.path / "campaigns"
+
+    @property
+    def flower(self) -> Path:
+        """What Flower's processes keep, disposable all of it."""
+        return self.path / "flower"
 
     @property
     def models(self) -> Path:

@@ -7,6 +7,7 @@ that asks to train has this look again for what there is to train.
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from time import monotonic
@@ -27,6 +28,7 @@ from common.service import being_watched
 from common.state_file import StatedReporter, StateFile
 from common.trust.statements import format_time
 from owner_client import participation
+from owner_client.campaign_reports import waits_for_flower
 from owner_client.campaign_worker import CampaignWorker
 from owner_client.config import OwnerHome
 from owner_client.membership import REFUSALS, Membership, cosign_checkpoint, open_membership, renew_if_due
@@ -48,7 +50,7 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
 
     Raises:
         NotFoundError: this home has not enrolled.
-        ConflictError: another daemon runs in this home.
+        ConflictError: another daemon runs in this home, or Flower is enabled and another version of it installed.
         VerificationError: the log contradicts itself; the evidence is kept.
     """
     home.settings()
@@ -61,6 +63,7 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
             with (
                 Watching(home, reporter=reporter, state=state, stop=stop),
                 CampaignWorker(home, reporter=reporter, train=again.set),
+                _flower(home, reporter=reporter),
             ):
                 while not stop.is_set():
                     again.clear()
@@ -72,6 +75,15 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
             if not stop.is_set():
                 raise
         reporter.step("stopped; everything done so far is kept")
+
+
+def _flower(home: OwnerHome, *, reporter: Reporter) -> AbstractContextManager[object]:
+    """This owner's node, where campaigns are to come over Flower."""
+    if not home.settings().flower.enabled:
+        return nullcontext()
+    from owner_client.flower import FlowerNode
+
+    return FlowerNode(home, reporter=reporter)
 
 
 def _did_all(home: OwnerHome, *, reporter: Reporter, stop: Event) -> bool:
@@ -222,7 +234,7 @@ class _Resending:
             return
         with member.chain.turn_if_free() as is_free:
             waiting = participation.unsent(member.chain) if is_free else []
-            if not waiting:
+            if not waiting or waits_for_flower(member):
                 return
             try:
                 participation.send_unsent(member)

@@ -374,17 +374,26 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
 
 def _deliver(member: Membership, said: Said) -> bytes:
     """Bring a statement to the coordinator, with what goes beside it; its verified receipt."""
-    ledger, to = member.home.ledger, member.settings.target
-    message = egress.statement(ledger, said, to=to)
+    note, beside = answer_messages(member, said)
     if not isinstance(said.statement, CampaignResult):
-        return member.client.record(message)
-    named = said.statement.attachment
-    if named is None:
-        return member.client.report(message, None)
+        return member.client.record(note)
+    return member.client.report(note, beside)
+
+
+def answer_messages(member: Membership, said: Said) -> tuple[egress.Message, egress.Message | None]:
+    """A statement as it leaves, and what goes beside it.
+
+    Raises:
+        NotFoundError: what goes beside it is not here.
+    """
+    ledger, to = member.home.ledger, member.settings.target
+    note = egress.statement(ledger, said, to=to)
+    if not isinstance(said.statement, CampaignResult) or said.statement.attachment is None:
+        return note, None
     data = folder_of(member.home, said.statement.campaign_id).read("attachment") or b""
-    if digest_of(data) != named.digest:
+    if digest_of(data) != said.statement.attachment.digest:
         raise NotFoundError(f"what goes beside the answer to {said.statement.campaign_id} is not here any more")
-    return member.client.report(message, egress.attachment(ledger, data, name="campaign.result", to=to))
+    return note, egress.attachment(ledger, data, name="campaign.result", to=to)
 
 
 def renew_if_due(member: Membership) -> bool:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/campaign.proto\x12\nconcord.v1\"\r\n\x0bPollRequest\"&\n\x05Offer\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\".\n\tPollReply\x12!\n\x06offers\x18\x01 \x03(\x0b\x32\x11.concord.v1.Offer\"8\n\x12\x41\x63knowledgeRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\"\x12\n\x10\x41\x63knowledgeReply\"1\n\rReportRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x12\n\nattachment\x18\x02 \x01(\x0c\"\x1e\n\x0bReportReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x32\xce\x01\n\tCampaigns\x12\x36\n\x04Poll\x12\x17.concord.v1.PollRequest\x1a\x15.concord.v1.PollReply\x12K\n\x0b\x41\x63knowledge\x12\x1e.concord.v1.AcknowledgeRequest\x1a\x1c.concord.v1.AcknowledgeReply\x12<\n\x06Report\x12\x19.concord.v1.ReportRequest\x1a\x17.concord.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/campaign.proto\x12\nconcord.v1\"\r\n\x0bPollRequest\"&\n\x05Offer\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\".\n\tPollReply\x12!\n\x06offers\x18\x01 \x03(\x0b\x32\x11.concord.v1.Offer\"8\n\x12\x41\x63knowledgeRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\"\x12\n\x10\x41\x63knowledgeReply\"1\n\rReportRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x12\n\nattachment\x18\x02 \x01(\x0c\"\x1e\n\x0bReportReply\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\")\n\x13RegisterNodeRequest\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\"!\n\x11RegisterNodeReply\x12\x0c\n\x04port\x18\x01 \x01(\r2\x9e\x02\n\tCampaigns\x12\x36\n\x04Poll\x12\x17.concord.v1.PollRequest\x1a\x15.concord.v1.PollReply\x12K\n\x0b\x41\x63knowledge\x12\x1e.concord.v1.AcknowledgeRequest\x1a\x1c.concord.v1.AcknowledgeReply\x12<\n\x06Report\x12\x19.concord.v1.ReportRequest\x1a\x17.concord.v1.ReportReply\x12N\n\x0cRegisterNode\x12\x1f.concord.v1.RegisterNodeRequest\x1a\x1d.concord.v1.RegisterNodeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTREQUEST']._serialized_end=267
   _globals['_REPORTREPLY']._serialized_start=269
   _globals['_REPORTREPLY']._serialized_end=299
-  _globals['_CAMPAIGNS']._serialized_start=302
-  _globals['_CAMPAIGNS']._serialized_end=508
+  _globals['_REGISTERNODEREQUEST']._serialized_start=301
+  _globals['_REGISTERNODEREQUEST']._serialized_end=342
+  _globals['_REGISTERNODEREPLY']._serialized_start=344
+  _globals['_REGISTERNODEREPLY']._serialized_end=377
+  _globals['_CAMPAIGNS']._serialized_start=380
+  _globals['_CAMPAIGNS']._serialized_end=666
 # @@protoc_insertion_point(module_scope)

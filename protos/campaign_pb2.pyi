@@ -49,3 +49,15 @@ class ReportReply(_message.Message):
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     receipt: bytes
     def __init__(self, receipt: _Optional[bytes] = ...) -> None: ...
+
+class RegisterNodeRequest(_message.Message):
+    __slots__ = ("public_key",)
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    def __init__(self, public_key: _Optional[bytes] = ...) -> None: ...
+
+class RegisterNodeReply(_message.Message):
+    __slots__ = ("port",)
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    def __init__(self, port: _Optional[int] = ...) -> None: ...

@@ -49,6 +49,11 @@ class CampaignsStub:
                 request_serializer=protos_dot_campaign__pb2.ReportRequest.SerializeToString,
                 response_deserializer=protos_dot_campaign__pb2.ReportReply.FromString,
                 _registered_method=True)
+        self.RegisterNode = channel.unary_unary(
+                '/concord.v1.Campaigns/RegisterNode',
+                request_serializer=protos_dot_campaign__pb2.RegisterNodeRequest.SerializeToString,
+                response_deserializer=protos_dot_campaign__pb2.RegisterNodeReply.FromString,
+                _registered_method=True)
 
 
 class CampaignsServicer:
@@ -75,6 +80,13 @@ class CampaignsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterNode(self, request, context):
+        """Make a new key the one of the calling owner's Flower node; an earlier node of its is forgotten. Repeatable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CampaignsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_CampaignsServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=protos_dot_campaign__pb2.ReportRequest.FromString,
                     response_serializer=protos_dot_campaign__pb2.ReportReply.SerializeToString,
+            ),
+            'RegisterNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterNode,
+                    request_deserializer=protos_dot_campaign__pb2.RegisterNodeRequest.FromString,
+                    response_serializer=protos_dot_campaign__pb2.RegisterNodeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Campaigns:
             '/concord.v1.Campaigns/Report',
             protos_dot_campaign__pb2.ReportRequest.SerializeToString,
             protos_dot_campaign__pb2.ReportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/concord.v1.Campaigns/RegisterNode',
+            protos_dot_campaign__pb2.RegisterNodeRequest.SerializeToString,
+            protos_dot_campaign__pb2.RegisterNodeReply.FromString,
             options,
             channel_credentials,
             insecure,

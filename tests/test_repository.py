@@ -38,7 +38,9 @@ ONLY_IN = {
     "sqlalchemy": r"coordinator\.(log|log_files|store|tables|postgresql|registry|live_history|cosigned|enrolment|reads|"
     r"campaign_states|"
     r"migrations\.versions\..*)",
-    "flwr": r"deploy\.simulation\.engine",
+    "flwr": r"coordinator\.flower_(server|control)|owner_client\.flower_(client|apps)"
+    r"|deploy\.(simulation\.engine|examples\.flower\.server)",
+    "httpx": r"coordinator\.flower_control",
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
     "torch": (

@@ -190,6 +190,33 @@ def new_key() -> bytes:
     )
 
 
+def openssh_key(key_pem: bytes) -> bytes:
+    """The same key in the form that OpenSSH, and Flower, reads."""
+    return _load_key(key_pem).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+
+
+def public_key(key_pem: bytes) -> bytes:
+    """The public half of a key, PEM."""
+    return (
+        _load_key(key_pem)
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+
+
+def check_public_key(pem: bytes) -> None:
+    """Raise `MalformedError` unless this is a P-256 public key, and spelled as `public_key` does."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+        spelled = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    except _CRYPTOGRAPHY_ERRORS as error:
+        raise MalformedError("a node's key is a P-256 public key in PEM") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1) or spelled != pem:
+        raise MalformedError("a node's key is a P-256 public key in PEM")
+
+
 def make_csr(key_pem: bytes) -> bytes:
     """A PEM request for a certificate on `key_pem`; it asks for no name, since the issuer ignores that.
 
