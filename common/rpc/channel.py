@@ -18,6 +18,7 @@ os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")  
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a refused handshake is reported by the call that fails, once
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from common.errors import (
     ConcordError,
@@ -179,10 +180,13 @@ class _Boundary(grpc.ServerInterceptor):
         method = handler_call_details.method
         make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         behaviour = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
+        if method != PUT_CHUNKS:
+            assert not handler.request_streaming, "chunks are the only stream of requests"
+            behaviour = _reading(behaviour, handler.request_deserializer, method)
         wrapped = self._streaming(behaviour, method) if handler.response_streaming else self._unary(behaviour, method)
         return make(
             wrapped,
-            request_deserializer=None if method == PUT_CHUNKS else handler.request_deserializer,
+            request_deserializer=None,
             response_serializer=None if method in _SERVED_AS_BYTES else handler.response_serializer,
         )
 
@@ -234,6 +238,23 @@ class _Boundary(grpc.ServerInterceptor):
         return serve
 
 
+def _reading(
+    behaviour: Callable[[_Request, grpc.ServicerContext], _Reply], parse: Callable[[bytes], _Request], method: str
+) -> Callable[[bytes, grpc.ServicerContext], _Reply]:
+    """The same for a request in bytes: gRPC itself calls one that it cannot read an error of ours."""
+
+    def serve(data: bytes, context: grpc.ServicerContext) -> _Reply:
+        try:
+            request = parse(data)
+        except DecodeError as error:
+            raise MalformedError(
+                f"{len(data)} bytes came that are no request of {method}; use a client of this version"
+            ) from error
+        return behaviour(request, context)
+
+    return serve
+
+
 _HANDLERS: Final = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
@@ -250,6 +271,9 @@ def _peer_certificate(context: grpc.ServicerContext) -> bytes | None:
 
 
 def _status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    if isinstance(error, grpc.RpcError):  # the line broke, or whoever called has left: nobody reads the answer
+        logger.info("%s ended before its time", method)
+        return grpc.StatusCode.CANCELLED, "the call ended before its time", ()
     for kind in type(error).__mro__:
         if kind in _STATUS:
             logger.info("%s refused: %s: %s", method, kind.__name__, error)
@@ -323,8 +347,14 @@ def error_of(error: grpc.RpcError) -> ConcordError:
         return _CLASSES[named](details)
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return UnavailableError(f"the coordinator does not answer: {_brief(details)}")
+    if status == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return TooLargeError(f"a message has at most {_MAX_MESSAGE_BYTES} bytes: {_brief(details)}")
     if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return UnavailableError(f"the coordinator is busy: {_brief(details)}")
+    if status == grpc.StatusCode.UNIMPLEMENTED:
+        return ConcordError(
+            f"the coordinator does not take this call: {_brief(details)}; use versions that fit together"
+        )
     return ConcordError(f"the coordinator failed ({status.name}): {details}; its own output says why")
 
 
