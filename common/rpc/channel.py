@@ -59,7 +59,11 @@ _GRACE_MS: Final = 3_600_000
 """How long a call may outlive that; checking nine gigabytes takes a while."""
 _ANONYMOUS_AGE_MS: Final = 20_000
 _ANONYMOUS_GRACE_MS: Final = 10_000
-_KEEPALIVE_MS: Final = 30_000
+KEEPALIVE_MS: Final = 30_000
+"""How often the other end is asked whether it is there, while calls go on."""
+KEEPALIVE_TIMEOUT_MS: Final = 20_000
+"""A connection whose other end does not answer that for so long is dead: its address may have changed. gRPC's own pings
+come first and wait for a minute: theirs is set as well."""
 
 STREAM_SILENCE_S: Final = 120.0
 """How long a stream may bring nothing before it is given up; longer than the other end waits, so that it ends first."""
@@ -105,7 +109,7 @@ def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) ->
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", grace_ms),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ]
     return grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc"),
@@ -302,7 +306,9 @@ def open_channel(target: str, *, authority: bytes, tls: TlsIdentity | None) -> g
     )
     options = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
