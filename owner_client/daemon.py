@@ -16,6 +16,7 @@ from common.console import Reporter, bytes_progress, job_progress
 from common.errors import (
     ApprovalNeededError,
     EgressDeniedError,
+    NoRoomError,
     NotFoundError,
     NotPermittedError,
     SignatureNeededError,
@@ -79,15 +80,15 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
 
 
 def _did_all(home: OwnerHome, *, reporter: Reporter, stop: Event) -> bool:
-    """Whether all that the settings agree to is done; False where the coordinator does not let this owner in, which a
-    person must see to.
+    """Whether all that the settings agree to is done; False where the coordinator does not let this owner in or a
+    disk is full, which a person must see to.
     """
     with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
         try:
             _take_part_when_approved(member, reporter=reporter, stop=stop)
         except SignatureNeededError as error:
             reporter.step(f"{error}; watching the log meanwhile")
-        except NotPermittedError as error:
+        except (NoRoomError, NotPermittedError) as error:
             reporter.warning(f"{error}; trying again")
             return stop.is_set()
     return True
