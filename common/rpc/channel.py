@@ -8,6 +8,7 @@ connection outlives its certificate.
 
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
@@ -59,6 +60,12 @@ _GRACE_MS: Final = 3_600_000
 """How long a call may outlive that; checking nine gigabytes takes a while."""
 _ANONYMOUS_AGE_MS: Final = 20_000
 _ANONYMOUS_GRACE_MS: Final = 10_000
+HANDSHAKE_MS: Final = 20_000
+"""Who has not said by then who it is is sent away; gRPC alone would wait for two minutes."""
+_MOST_CONNECTIONS: Final = 16_384
+"""Each that is half open takes about 60 kB: a gigabyte in all."""
+_KEPT_FILES: Final = 512
+"""Open files that connections leave to the registry, to uploads and to what is published."""
 KEEPALIVE_MS: Final = 30_000
 """How often the other end is asked whether it is there, while calls go on."""
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
@@ -106,6 +113,8 @@ def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) ->
     options = [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.max_allowed_incoming_connections", most_connections(anonymous=anonymous)),
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", grace_ms),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -117,6 +126,15 @@ def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) ->
         options=options,
         maximum_concurrent_rpcs=4 * threads,
     )
+
+
+def most_connections(*, anonymous: bool) -> int:
+    """How many connections a port takes; three quarters of what there is room for are the members'."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = _MOST_CONNECTIONS
+    if files != resource.RLIM_INFINITY:
+        room = min(room, max(files - _KEPT_FILES, files // 2))
+    return max(1, room // 4 if anonymous else room * 3 // 4)
 
 
 def listen(
