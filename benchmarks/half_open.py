@@ -138,8 +138,9 @@ def measure(plan: Plan, names: list[str], watched: Watched, *, seconds: float) -
         rates.append(run_stage(plan, moving.up, names.pop(0))["mb_per_s"])
     found = finish_stage(calling)
     rounded = {key: round(found[key], 1) for key in ("p50_ms", "p99_ms", "new_p50_ms", "new_p99_ms")}
-    return {**rounded, "calls": found["calls"], "failed": found["failed"],
-            "upload_mb_per_s": round(statistics.median(rates), 1), "uploads": len(rates), "rss_mb": max(watched.mb)}  # fmt: skip
+    median = round(statistics.median(rates), 1)
+    return {**rounded, "calls": found["calls"], "failed": found["failed"], "upload_mb_per_s": median,
+            "uploads": len(rates), "rss_mb": max(watched.mb)}  # fmt: skip
 
 
 @contextmanager
