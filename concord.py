@@ -14,6 +14,7 @@ _GROUPS: Final = {
         "Watch consortiums' logs: cosign what continues what was seen, take revocations.",
     ),
     "demo": ("deploy.demo_cli", "A whole consortium on this machine, end to end, in about two minutes."),
+    "simulate": ("deploy.simulation.cli", "Hundreds of owners on this machine, with tiny experts: how cost grows."),
 }
 _OURS: Final = ("common", "coordinator", "owner_client", "deploy", "protos")
 _HELP: Final = """Usage: concord [--version] [--help] COMMAND ...

@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Final, TypeVar
@@ -20,6 +21,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 EXIT_STOPPED: Final = 143
 """Exit status of a job that SIGTERM stopped after it saved its state: run it again to go on."""
+
+_listener: ContextVar[Callable[[Mapping[str, object]], None] | None] = ContextVar("listener", default=None)
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -76,8 +79,22 @@ def read(path: Path, config_class: type[Config]) -> Config:
         raise MalformedError(f"{path}: {place}: {first['msg']}") from error
 
 
+@contextlib.contextmanager
+def heard_by(listener: Callable[[Mapping[str, object]], None]) -> Iterator[None]:
+    """Hand events to `listener` while the block runs, for a job that is called and not started."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def emit(event: str, fields: Mapping[str, object]) -> None:
-    """Print one event as a JSON line on stdout."""
+    """Print one event as a JSON line on stdout, or hand it to who listens."""
+    listener = _listener.get()
+    if listener is not None:
+        listener({"event": event, **fields})
+        return
     sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
     sys.stdout.flush()
 

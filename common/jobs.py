@@ -13,13 +13,27 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event, Thread
-from typing import Final
+from typing import Final, Protocol
 
 from common.errors import JobFailedError
 
 JobEvent = Mapping[str, object]
 
 _LOOK_EVERY_S: Final = 0.2
+
+
+class RunJob(Protocol):
+    """How a job is run: `run_job`, or what stands in for it where hundreds of small ones run on one machine."""
+
+    def __call__(
+        self,
+        module: str,
+        config: Mapping[str, object],
+        *,
+        config_path: Path,
+        on_event: Callable[[JobEvent], None],
+        stop: Event | None = None,
+    ) -> None: ...
 
 
 def run_job(
@@ -36,7 +50,7 @@ def run_job(
         JobFailedError: it failed; the message is what it said.
         KeyboardInterrupt: it was stopped because `stop` was set.
     """
-    config_path.write_text(json.dumps(_plain(config), indent=2) + "\n")
+    config_path.write_text(json.dumps(plain(config), indent=2) + "\n")
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(config_path)],
@@ -57,12 +71,12 @@ def run_job(
             raise JobFailedError(_reason(module, process.returncode, errors.read().decode(errors="replace")))
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Paths as text, all else as it is."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -1,7 +1,7 @@
 """`concord coordinator invite`, `owners`, `revoke` and `rotate`: who may call, and with what."""
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +11,11 @@ from common.cli import JsonOption, existing, reporting
 from common.errors import ConflictError, MalformedError
 from common.files import write_secret
 from common.trust.identity import INVITED, OWNER
-from common.trust.invitation import Invitation
 from common.trust.pki import fingerprint
 from common.trust.statements import COORDINATOR, CertRevoke, format_time
 from coordinator.authority import Authorities, finish_root, rotate_issuing, rotate_root
 from coordinator.home import Coordinator, open_home
+from coordinator.invitations import invitation_for
 from coordinator.options import HOME, HomeOption
 from coordinator.server_identity import rotate_server, server_identity
 
@@ -55,7 +55,7 @@ def invite(
     if not to_stdout and path.exists():
         raise ConflictError(f"{path} exists already; choose another --output")
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
-        invitation = _invitation(coordinator, owner if role == OWNER else f"{role}/{owner}")
+        invitation = invitation_for(coordinator, owner if role == OWNER else f"{role}/{owner}")
         if to_stdout:
             sys.stdout.buffer.write(bytes(invitation))
             return
@@ -66,18 +66,6 @@ def invite(
         reporter.step(f"invitation for {owner} in {path}: good once, for {minutes:g} minutes; keep it secret")
         reporter.step(f"tell them by another way that its authority is {fingerprint(invitation.authority.encode())}")
         reporter.result({"invitation": str(path), "owner": owner})
-
-
-def _invitation(coordinator: Coordinator, party: str) -> Invitation:
-    settings = coordinator.settings
-    return Invitation(
-        owner=party,
-        target=f"{settings.reachable_at}:{settings.port}",
-        enrolment_target=f"{settings.reachable_at}:{settings.enrolment_port}",
-        authority=coordinator.authority.certificate_pem.decode(),
-        root=coordinator.registry.root,
-        token=coordinator.enrolment.invite(party, lifetime=timedelta(minutes=settings.invitation_minutes)),
-    )
 
 
 def owners(home: HomeOption = HOME, as_json: JsonOption = False) -> None:

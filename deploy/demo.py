@@ -6,7 +6,6 @@ that was stopped goes on in the same directory.
 
 import json
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from common.model.assembly import assemble
 from common.model.expert import EXPERT_NAME, read_config
 from coordinator.evaluation import domains_in
 from deploy import corpora
-from deploy.processes import Command, Fields, MemoryMeter
+from deploy.processes import Command, Fields, MemoryMeter, free_ports
 from deploy.recipe import EVALUATED_BYTES, EXPERT, PRETRAIN
 from owner_client.config import OwnerHome
 from owner_client.egress import read_ledger
@@ -190,7 +189,7 @@ def _leave(stage: Stage, owner: str, daemon: Command) -> None:
 def _publish(stage: Stage) -> None:
     """The coordinator makes its home, trains the public model and publishes it."""
     if not (stage.home / "coordinator.toml").exists():
-        port, enrolment_port = _free_ports(2)
+        port, enrolment_port = free_ports(2)
         stage.do(
             "init", "coordinator", "init", "--home", stage.home, "--federation", FEDERATION,
             "--port", str(port), "--enrolment-port", str(enrolment_port),
@@ -204,14 +203,6 @@ def _publish(stage: Stage) -> None:
     )
     stage.do("publish", "coordinator", "publish", base, "--home", stage.home)
     stage.reporter.step("coordinator: public model trained and published, its digest is in the log")
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _toml(options: Mapping[str, int | float]) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
@@ -19,6 +21,15 @@ OnEvent = Callable[[Fields], None]
 
 _STOP_S: Final = 20.0
 _SAMPLE_S: Final = 0.25
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 class Command:
@@ -56,6 +67,15 @@ class Command:
         self._process.wait()
         with self._changed:
             self._changed.notify_all()
+
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._process.pid
+
+    def rss_bytes(self) -> int:
+        """Memory that it holds now."""
+        return int(psutil.Process(self.pid).memory_info().rss)
 
     def wait(self, stop: Event) -> Fields:
         """Wait for its end; returns its result.
@@ -102,6 +122,17 @@ class Command:
         self._errors.close()
 
 
+def rss_bytes(*, but: int | None = None) -> int:
+    """Memory that this process and those it started hold now, all but one where one is named."""
+    me, total = psutil.Process(), 0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += 0 if process.pid == but else process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
 class MemoryMeter:
     """The largest memory that this process and all below it held together, in bytes (resident, shared pages once
     a process)."""
@@ -120,12 +151,5 @@ class MemoryMeter:
         self._thread.join()
 
     def _sample(self) -> None:
-        me = psutil.Process()
         while not self._stop.wait(_SAMPLE_S):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_bytes = max(self.peak_bytes, rss_bytes())

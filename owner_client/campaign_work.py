@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any, Final
 
 from common.errors import NotFoundError
-from common.jobs import JobEvent, run_job
+from common.jobs import JobEvent, RunJob, run_job
 from common.trust.campaign_statements import CampaignDefine, CampaignModel, Evaluate, Extraction, SelectProxy, Train
 from common.trust.statement_fields import FileDigest
 from owner_client.campaign_answer import Answer, make_answer
@@ -29,6 +29,7 @@ def find_answer(
     on_bytes: OnBytes,
     on_event: Callable[[JobEvent], None],
     stop: Event,
+    run: RunJob = run_job,
 ) -> Answer:
     """Do what is asked and keep the answer in its folder. Interrupted, it is done again; `train` has the daemon train.
 
@@ -43,7 +44,7 @@ def find_answer(
     else:
         module, job = _job_for(member, asked, on_bytes=on_bytes)
         output = folder.path / _FOUND
-        run_job(module, {**job, "output": output}, config_path=folder.path / _JOB, on_event=on_event, stop=stop)
+        run(module, {**job, "output": output}, config_path=folder.path / _JOB, on_event=on_event, stop=stop)
         found = json.loads(output.read_bytes())
     answer = make_answer(found, asked, member.settings.campaigns)
     if answer.attachment:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from common.errors import ConflictError, ConsentError, NotFoundError, VerificationError
 from common.files import exclusive, make_private_directory, read_required, taking_turns
-from common.jobs import JobEvent, run_job
+from common.jobs import JobEvent, RunJob, run_job
 from common.trust.describe import describe
 from common.trust.manifest import MANIFEST_NAME, check_directory, digest_of, digest_of_file
 from common.trust.statements import (
@@ -191,6 +191,7 @@ def train(
     options: Mapping[str, object],
     on_event: Callable[[JobEvent], None],
     stop: Event,
+    run: RunJob = run_job,
 ) -> Path:
     """Train this owner's expert at home, in a subprocess; returns its directory. An interrupted training goes on.
 
@@ -207,7 +208,7 @@ def train(
     make_private_directory(output.parent)
     job = {**options, "base": base.directory, "data": data, "public": public, "output": output}
     with exclusive(output.parent / "training.lock", what="this owner's training"):
-        run_job(_TRAINER, job, config_path=output.parent / "job.json", on_event=on_event, stop=stop)
+        run(_TRAINER, job, config_path=output.parent / "job.json", on_event=on_event, stop=stop)
     return output
 
 

@@ -5,6 +5,7 @@ An upload takes up where it was, whichever end was restarted.
 
 from collections.abc import Callable
 from contextlib import closing
+from threading import Condition
 from typing import Final, Self
 
 from common.errors import ConcordError, MalformedError
@@ -21,6 +22,10 @@ from protos import transfer_pb2
 _OPEN_TIMEOUT_S: Final = 30.0
 _FINISH_TIMEOUT_S: Final = 3600.0
 """What was sent is checked as it comes; bytes that the coordinator had before may still have to be."""
+_LEAST_AHEAD: Final = 8
+_SHARE_AHEAD: Final = 128
+"""Chunks that are on their way and not on the coordinator's disk: this part of a file, or that many if these are more.
+They are what a kill loses. The coordinator commits a file in 512 parts and says so after two at the latest."""
 
 
 class Uploading:
@@ -70,9 +75,10 @@ class Uploading:
         )
         if sending.missing:
             outbound.record_upload(sending.missing)
-            with closing(stream(self._connection.put_chunks, sending)) as replies:
+            with closing(stream(self._connection.put_chunks, sending)) as replies, closing(sending):
                 for reply in replies:
                     received = next(file.received_chunks for file in reply.files if file.digest == entry.digest)
+                    sending.acknowledge(received)
                     on_bytes(min(received * CHUNK_BYTES, entry.size), entry.size)
             sending.raise_failure()
         return opened.upload_id if received == plan.num_chunks else None
@@ -82,7 +88,9 @@ class Uploading:
 
 
 class Sending:
-    """The chunks of one stream. gRPC asks for them on a thread of its own: what fails there is kept for the caller."""
+    """The chunks of one stream, as many ahead of what the coordinator has on disk as a kill may cost. gRPC asks for
+    them on a thread of its own: what fails there is kept for the caller.
+    """
 
     def __init__(
         self, outbound: Outbound, upload_id: str, missing: range, may_go_on: Callable[[], bool], pace: Pace
@@ -91,13 +99,33 @@ class Sending:
         self._outbound, self._upload_id, self._pace = outbound, upload_id, pace
         self._indices = iter(missing)
         self._failure: Exception | None = None
+        self._ahead = max(_LEAST_AHEAD, (missing.stop - 1) // _SHARE_AHEAD)
+        self._acknowledged, self._is_closed, self._changed = missing.start, False, Condition()
+
+    def acknowledge(self, chunks: int) -> None:
+        """So many chunks of the file are on the coordinator's disk."""
+        with self._changed:
+            self._acknowledged = max(self._acknowledged, chunks)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody says any more what is there: send nothing."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def _wait_for_turn(self, index: int) -> bool:
+        """Wait until this chunk is not too far ahead; False once the stream is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or index < self._acknowledged + self._ahead)
+            return not self._is_closed
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> bytes:
         index = next(self._indices)
-        if self._failure is not None or not self._may_go_on():
+        if not self._wait_for_turn(index) or self._failure is not None or not self._may_go_on():
             raise StopIteration
         try:
             data, digest = self._outbound.read_chunk(index)

@@ -38,7 +38,7 @@ ONLY_IN = {
     "sqlalchemy": r"coordinator\.(log|log_files|store|tables|postgresql|registry|live_history|cosigned|enrolment|reads|"
     r"campaign_states|"
     r"migrations\.versions\..*)",
-    "flwr": r"^$",
+    "flwr": r"deploy\.simulation\.engine",
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
     "torch": (
