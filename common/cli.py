@@ -11,6 +11,7 @@ import typer
 
 from common.console import JsonReporter, Reporter, RichReporter, visible
 from common.errors import ConcordError
+from common.files import NO_SPACE
 from common.signals import interrupt_on_term
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def run(command: Callable[[], object]) -> NoReturn:
         sys.exit(EXIT_FAILED)
     except OSError as error:  # a path from the command line or in a home that is not what it should be
         place = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {visible(f'{place}{error.strerror or error}')}", file=sys.stderr)
+        remedy = "; free some and run the same command again" if error.errno in NO_SPACE else ""
+        print(f"Error: {visible(f'{place}{error.strerror or error}{remedy}')}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
         status = EXIT_INTERRUPTED

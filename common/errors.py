@@ -41,6 +41,10 @@ class UnavailableError(ConcordError):
     """Not now; the same call may work later. The only class a client retries."""
 
 
+class NoRoomError(UnavailableError):
+    """A disk has no room for this; it works once somebody has freed some. Crosses the wire as its base."""
+
+
 class EgressDeniedError(ConcordError):
     """Something other than this owner's expert was about to leave the building. Local: never crosses the wire."""
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from threading import get_ident
 from typing import Final
 
-from common.errors import ConflictError, NotFoundError, UnavailableError
+from common.errors import ConflictError, NoRoomError, NotFoundError
 
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says where a disk, or somebody's part of it, is full."""
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -94,13 +95,22 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def full_disk_is_unavailable(what: str) -> Iterator[None]:
-    """Turn "no space left" into an `UnavailableError` that says what could not be stored."""
+    """Turn "no space left" into a `NoRoomError` that says what could not be stored."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise
-        raise UnavailableError(f"no space left for {what}; free some and go on: what is stored stays") from error
+        raise NoRoomError(f"no space left for {what}; free some and go on: what is stored stays") from error
+
+
+def check_room(directory: Path, *, needed: int, what: str) -> None:
+    """Before anything is written: raise `NoRoomError` where `what` takes more bytes than are free."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise NoRoomError(
+            f"{what} needs {needed} bytes and {directory} has {free} free; free {needed - free} bytes there and go on"
+        )
 
 
 @contextmanager

@@ -66,6 +66,10 @@ class StatedReporter:
         self._task = ""
         self._seen: deque[tuple[float, float]] = deque()
 
+    def beside(self) -> "StatedReporter":
+        """For a thread beside: its steps are said, and do not hide in the file what the daemon is doing."""
+        return _BesideReporter(self._reporter, self._state)
+
     def step(self, text: str) -> None:
         """What was done, or is begun."""
         self._reporter.step(text)
@@ -102,3 +106,9 @@ class StatedReporter:
     def result(self, fields: Mapping[str, object]) -> None:
         """Results are the commands'."""
         self._reporter.result(fields)
+
+
+class _BesideReporter(StatedReporter):
+    def step(self, text: str) -> None:
+        """What was done beside."""
+        self._reporter.step(text)

@@ -114,7 +114,9 @@ class Arrival:
         except ValueError as error:
             raise TooLargeError(f"more bytes than announced: {error}") from error
         if len(chunk.data) != length:
-            raise MalformedError(f"chunk {chunk.index} has {len(chunk.data)} bytes, not {length}")
+            raise MalformedError(
+                f"chunk {chunk.index} has {len(chunk.data)} bytes, not {length}; send all of it, and no more"
+            )
         digest = self._part.digest_with(chunk.data)
         if digest.digest() != chunk.sha256:
             raise VerificationError(f"chunk {chunk.index} was damaged on the way; send it again")

@@ -61,7 +61,7 @@ def check_attachment(data: bytes, result: CampaignResult, asked: CampaignDefine)
     named = result.attachment
     if named is None:
         if data:
-            raise VerificationError(f"{len(data)} bytes came beside an answer that names no file")
+            raise VerificationError(f"{len(data)} bytes came beside an answer that names no file; send it without")
         return
     if (digest_of(data), len(data)) != (named.digest, named.size):
         raise VerificationError(

@@ -34,7 +34,9 @@ class CampaignFiles:
     def find(self, digest: str) -> Path:
         """A file that is handed out; `NotFoundError` where it is not."""
         if not (self._path / _HANDED_OUT).is_dir():
-            raise NotFoundError(f"no published file has digest {digest}")
+            raise NotFoundError(
+                f"no published file has digest {digest}; what may be fetched is named by manifests and campaigns"
+            )
         return Publication(self._path / _HANDED_OUT).find(digest)
 
     def manifest(self, digest: str) -> Manifest:

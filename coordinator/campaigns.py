@@ -114,10 +114,12 @@ class Campaigns:
         """
         statement = parse_note(note)[1]
         if not isinstance(statement, CampaignResult | CampaignDecline):
-            raise MalformedError(f"{statement.type} is no answer to a campaign")
+            raise MalformedError(
+                f"{statement.type} is no answer to a campaign; send campaign.result or campaign.decline"
+            )
         asked = self._asked(statement.campaign_id, party)
         if isinstance(statement, CampaignDecline) and attachment:
-            raise MalformedError("nothing goes beside a refusal")
+            raise MalformedError("nothing goes beside a refusal; send it without")
         if isinstance(statement, CampaignResult):
             check_attachment(attachment, statement, asked)
         self._registry.check(note, caller=party)
@@ -194,7 +196,9 @@ class Campaigns:
         with self._registry.history() as history:
             campaign = history.campaigns.get(campaign_id)
         if campaign is None or party not in campaign.statement.owners:
-            raise NotFoundError(f"no campaign {campaign_id[:80]!r} asks {party}")
+            raise NotFoundError(
+                f"no campaign {campaign_id[:80]!r} asks {party}; see what does: concord owner campaign list"
+            )
         return campaign.statement
 
     def _dated(self, index: int) -> datetime:

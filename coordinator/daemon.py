@@ -2,6 +2,7 @@
 but the outside witnesses in its settings."""
 
 import logging
+import resource
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,15 @@ from coordinator.withdrawal import carry_out
 logger = logging.getLogger(__name__)
 
 _DRAIN_S: Final = 10.0
+_MOST_FILES: Final = 65_536
+
+
+def _open_many_files() -> None:
+    """As many as the system allows: each connection is one, and shells often give a process 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def serve(path: Path, *, reporter: Reporter) -> None:
@@ -37,6 +47,7 @@ def serve(path: Path, *, reporter: Reporter) -> None:
         UnavailableError: a port is in use, or an outside witness has seen a log that this one does not continue.
     """
     share_freed_memory()
+    _open_many_files()
     with (
         open_home(path) as coordinator,
         exclusive(path / "daemon.lock", what=f"the coordinator in {path}"),

@@ -21,10 +21,10 @@ from common.errors import (
     ConflictError,
     ConsentError,
     MalformedError,
+    NoRoomError,
     NotFoundError,
     NotPermittedError,
     TooLargeError,
-    UnavailableError,
 )
 from common.files import full_disk_is_unavailable, write_atomic
 from common.model.arriving import ArrivingExpert
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 REASON_NAME: Final = "reason"
 _NOTE_NAME: Final = "note"
 _UPLOAD_ID = re.compile(r"[0-9a-f-]{36}")
-_SPARE_BYTES: Final = 64 * 1024 * 1024
-"""Disk space that an upload must leave free: the registry must stay able to record revocations."""
+SPARE_BYTES: Final = 64 * 1024 * 1024
+"""Disk space that an upload or a release must leave free: the registry must stay able to record revocations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Intake:
         Raises:
             ConcordError: the statement would not be accepted, or its files cannot be those of an expert of its base.
             ConflictError: another statement has the same record id.
-            UnavailableError: there is no room for it on the disk.
+            NoRoomError: there is no room for it on the disk.
         """
         statement = _contribution(self._registry.check(note, caller=caller))
         self._check_not_taken(statement)
@@ -221,11 +221,16 @@ class Intake:
 
     def _check_room(self, statement: ExpertContribute) -> None:
         others = (self._missing_bytes(each) for each in self._announced() if each.party != statement.party)
-        needed = self._missing_bytes(statement) + sum(others) + _SPARE_BYTES
+        needed = self._missing_bytes(statement) + sum(others) + SPARE_BYTES
         free = shutil.disk_usage(self._incoming).free
         if free < needed:
-            raise UnavailableError(
-                f"the coordinator has {free} bytes free; this upload and those under way need {needed}; try again later"
+            logger.warning(
+                "no room for upload %s of %s: free %d bytes in %s",
+                statement.record_id, statement.party, needed - free, self._incoming,
+            )  # fmt: skip
+            raise NoRoomError(
+                f"the coordinator has {free} bytes free; this upload and those under way need {needed}; ask its admin "
+                f"to free {needed - free} bytes, and try again then"
             )
 
     def _missing_bytes(self, statement: ExpertContribute) -> int:

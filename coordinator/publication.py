@@ -52,7 +52,9 @@ class Publication:
         """A published file by digest; `NotFoundError` where it is not published."""
         path = self.object_path(digest)
         if not path.is_file():
-            raise NotFoundError(f"no published file has digest {digest}")
+            raise NotFoundError(
+                f"no published file has digest {digest}; what may be fetched is named by manifests and campaigns"
+            )
         return path
 
     def base(self, round_number: int) -> Path:
@@ -80,10 +82,10 @@ class Publication:
         """Where one of these files is; `NotFoundError` for anything else, wherever it may be."""
         parts = PurePosixPath(name[:_LONGEST_NAME]).parts
         if not parts or str(PurePosixPath(*parts)) != name or any(part.startswith((".", "/")) for part in parts):
-            raise NotFoundError(f"{name[:200]!r} is not published")
+            raise NotFoundError(f"{name[:200]!r} is not published; read what the list of published files names")
         path = self.path.joinpath(*parts)
         if not path.is_file() or path.resolve() != self.path.resolve().joinpath(*parts):
-            raise NotFoundError(f"{name[:200]!r} is not published")
+            raise NotFoundError(f"{name[:200]!r} is not published; read what the list of published files names")
         return path
 
     def add_file(self, path: Path, *, entry: FileEntry) -> bool:

@@ -317,7 +317,11 @@ class Registry:
         """Keep the cosignature of a witness that is nobody's here. Raises as `cosign`."""
         at = cosigned(note, [witness]).get(witness.name)
         if at is None or at > self._now() + MAX_CLOCK_SKEW:
-            raise VerificationError(f"no cosignature by {witness.name} is there" if at is None else f"cosigned at {at}")
+            raise VerificationError(
+                f"no cosignature by {witness.name} is there; sign the checkpoint with that key"
+                if at is None
+                else f"cosigned at {at}"
+            )
         self._keep(note, witness)
 
     def _keep(self, note: Note, witness: Witness) -> None:

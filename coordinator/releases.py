@@ -18,10 +18,11 @@ from common.errors import (
     ConflictError,
     ConsentError,
     MalformedError,
+    NoRoomError,
     NotFoundError,
     UnavailableError,
 )
-from common.files import exclusive
+from common.files import check_room, exclusive, full_disk_is_unavailable
 from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
 from common.trust.history import History, left_out, releasable_experts
@@ -30,6 +31,7 @@ from common.trust.rules import first_lapse
 from common.trust.state import Contribution, Grant
 from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.home import Coordinator
+from coordinator.intake import SPARE_BYTES
 from coordinator.withdrawal import needed_files, take_down
 
 _ATTEMPTS: Final = 5
@@ -66,7 +68,7 @@ def publish_base(coordinator: Coordinator, directory: Path) -> PublishedBase:
         MalformedError: it is not a base: a dense OLMo 2 model with a router row for the public expert.
     """
     check_base(directory)
-    with one_at_a_time(coordinator):
+    with one_at_a_time(coordinator), full_disk_is_unavailable("the public model"):
         manifest = coordinator.publication.add_objects(directory, ours=False)
         with coordinator.registry.history() as history:
             statement, round_number = history.bases.get(manifest.digest), len(history.bases)
@@ -125,11 +127,16 @@ def make_release(coordinator: Coordinator, *, evaluate: Evaluate | None) -> Publ
     Raises:
         ConflictError: another release is being made, or experts came while it was made; make it again.
         ConsentError: an owner opted out while it was made; make it again.
+        NoRoomError: the disk is full; nothing of it is left.
     """
     with one_at_a_time(coordinator):
         show_logged(coordinator)
         try:
-            return _make_next(coordinator, evaluate)
+            with full_disk_is_unavailable("the next release"):
+                return _make_next(coordinator, evaluate)
+        except NoRoomError:
+            shutil.rmtree(coordinator.home.work, ignore_errors=True)  # half a model, which is made anew
+            raise
         finally:
             take_down(coordinator)  # what was withdrawn meanwhile
 
@@ -144,6 +151,9 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
     staging = clear_work(coordinator) / name
     files = [coordinator.publication.find(_expert_digest(contribution)) for _, contribution in chosen]
     num_experts_per_tok = min(settings.num_experts_per_tok, len(chosen) + 1)
+    shared = coordinator.publication.manifest(base.base_digest).size_bytes
+    needed = shared + sum(path.stat().st_size for path in files) + SPARE_BYTES
+    check_room(coordinator.home.work, needed=needed, what=name)
     assemble(coordinator.publication.base(base.round), files, num_experts_per_tok=num_experts_per_tok, output=staging)
     if evaluate is not None:
         evaluate(staging)

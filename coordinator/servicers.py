@@ -156,8 +156,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
 
     def Fetch(self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         party, path = caller(), self._find(request.digest)
-        if request.offset > path.stat().st_size:
-            raise MalformedError(f"offset {request.offset} is past the end of {request.digest}")
+        _check_offset(request.offset, path, name=request.digest)
         return self._fetch(party, Permitted(authenticate_again()), path, request.offset, context)
 
     def _find(self, digest: str) -> Path:
@@ -175,8 +174,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         self, request: transfer_pb2.ReadPublishedRequest, context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         party, path = caller(), self._publication.listed_path(request.path)
-        if request.offset > path.stat().st_size:
-            raise MalformedError(f"offset {request.offset} is past the end of {request.path[:200]}")
+        _check_offset(request.offset, path, name=request.path)
         return self._fetch(party, Permitted(authenticate_again()), path, request.offset, context)
 
     def _fetch(
@@ -188,6 +186,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
                 permitted.check()
                 yield format_fetched(data)
                 moved()
+
+
+def _check_offset(offset: int, path: Path, *, name: str) -> None:
+    size = path.stat().st_size
+    if offset > size:
+        raise MalformedError(f"offset {offset} is past the end of {name[:200]}; it has {size} bytes, fetch it anew")
 
 
 def _progress(files: list[FileProgress]) -> list[transfer_pb2.FileProgress]:

@@ -17,6 +17,8 @@ from common.console import Reporter, bytes_progress, job_progress
 from common.errors import (
     ApprovalNeededError,
     EgressDeniedError,
+    NoRoomError,
+    NotFoundError,
     NotPermittedError,
     SignatureNeededError,
     UnavailableError,
@@ -41,6 +43,9 @@ _LOOK_EVERY_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _PERSON_NEEDED_S: Final = 10.0
 """After a refusal nothing changes before somebody does something, such as invite this owner again."""
+_NO_BASE: Final = (
+    "no public model is published yet; waiting for the coordinator's first one, and watching the log meanwhile"
+)
 _SEND_AGAIN_S: Final = 3600.0
 """What the registry refused and is kept all the same is sent again after so long."""
 
@@ -56,25 +61,25 @@ def run(home: OwnerHome, *, reporter: Reporter, stop: Event) -> None:
     home.settings()
     with exclusive(home.path / "daemon.lock", what=f"the owner in {home.path}"), being_watched():
         state = StateFile(home.state)
-        reporter = StatedReporter(reporter, state)
-        reporter.step("started")
+        stated = StatedReporter(reporter, state)
+        stated.step("started")
         try:
             again = Event()
             with (
-                Watching(home, reporter=reporter, state=state, stop=stop),
-                CampaignWorker(home, reporter=reporter, train=again.set),
-                _flower(home, reporter=reporter),
+                Watching(home, reporter=stated.beside(), state=state, stop=stop),
+                CampaignWorker(home, reporter=stated, train=again.set),
+                _flower(home, reporter=stated.beside()),
             ):
                 while not stop.is_set():
                     again.clear()
-                    while not _did_all(home, reporter=reporter, stop=stop):
+                    while not _did_all(home, reporter=stated, stop=stop):
                         stop.wait(_PERSON_NEEDED_S)
                     while not again.is_set() and not stop.wait(_LOOK_EVERY_S):
                         pass
         except (KeyboardInterrupt, UnavailableError):
             if not stop.is_set():
                 raise
-        reporter.step("stopped; everything done so far is kept")
+        stated.step("stopped; everything done so far is kept")
 
 
 def _flower(home: OwnerHome, *, reporter: Reporter) -> AbstractContextManager[object]:
@@ -87,15 +92,15 @@ def _flower(home: OwnerHome, *, reporter: Reporter) -> AbstractContextManager[ob
 
 
 def _did_all(home: OwnerHome, *, reporter: Reporter, stop: Event) -> bool:
-    """Whether all that the settings agree to is done; False where the coordinator does not let this owner in, which a
-    person must see to.
+    """Whether all that the settings agree to is done; False where the coordinator does not let this owner in or a
+    disk is full, which a person must see to.
     """
     with open_membership(home, patience_s=_PATIENCE_S, stop=stop) as member:
         try:
             _take_part_when_approved(member, reporter=reporter, stop=stop)
         except SignatureNeededError as error:
             reporter.step(f"{error}; watching the log meanwhile")
-        except NotPermittedError as error:
+        except (NoRoomError, NotPermittedError) as error:
             reporter.warning(f"{error}; trying again")
             return stop.is_set()
     return True
@@ -126,6 +131,9 @@ def take_part(member: Membership, *, reporter: Reporter, stop: Event) -> None:
     if participation.has_left(member.chain):
         reporter.step("this owner has opted out; watching the log only")
         return
+    _wait_for_base(member, reporter=reporter, stop=stop)
+    if stop.is_set():
+        return
     base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
     reporter.step("the public model is in the log and every file of it is as signed")
     if member.settings.consent is None:
@@ -134,6 +142,22 @@ def take_part(member: Membership, *, reporter: Reporter, stop: Event) -> None:
     grant = participation.consent(member, member.settings.consent, base=base)
     reporter.step(f"consent is in the log until {grant.not_after}")
     _train_and_submit(member, base, reporter=reporter, stop=stop)
+
+
+def _wait_for_base(member: Membership, *, reporter: Reporter, stop: Event) -> None:
+    """Return when there is a public model, or at a stop: owners may join days before the first one is published."""
+    is_said = False
+    while not stop.is_set():
+        try:
+            member.client.base()
+        except NotFoundError:
+            if not is_said:
+                reporter.step(_NO_BASE)
+            is_said = True
+            stop.wait(member.settings.poll_s)
+            member.client.connection.refresh()
+        else:
+            return
 
 
 def _train_and_submit(member: Membership, base: Base, *, reporter: Reporter, stop: Event) -> None:

@@ -25,6 +25,11 @@ Count = Callable[[str, int], None]
 """(call, bytes of its request): what leaves is counted."""
 
 
+def part_of(target: Path) -> Path:
+    """Where what has come of a file is kept."""
+    return target.with_name(target.name + ".part")
+
+
 class Fetching:
     """Fetches files of one coordinator."""
 
@@ -37,7 +42,7 @@ class Fetching:
         Raises:
             VerificationError: what came is not that file; it is dropped.
         """
-        part = to.with_name(to.name + ".part")
+        part = part_of(to)
         with full_disk_is_unavailable(f"{to.name} ({entry.size} bytes)"):
             self._retry(
                 lambda: self._fetch_rest(entry, part, on_bytes),

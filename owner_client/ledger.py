@@ -17,7 +17,7 @@ from threading import RLock
 from typing import Final
 
 from common.errors import MalformedError, VerificationError
-from common.files import taking_turns, temporary_name
+from common.files import full_disk_is_unavailable, taking_turns, temporary_name
 from common.trust import strict_json
 from common.trust.manifest import digest_of
 from common.trust.statements import format_time
@@ -136,12 +136,14 @@ class Ledger:
     def _append(self, fields: dict[str, object]) -> None:
         line = {"seq": self._head.size, "prev": self._head.digest, "at": format_time(datetime.now(UTC)), **fields}
         data = strict_json.canonical(line)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(descriptor, data + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with full_disk_is_unavailable("the ledger, and nothing leaves that is not in it"):
+            self._write(data, fields)
+
+    def _write(self, data: bytes, fields: dict[str, object]) -> None:
+        with self._path.open("ab") as file:  # all of it, or an error: what is cut off is no line
+            file.write(data + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         self._read += len(data) + 1
         self._head = Head(self._head.size + 1, digest_of(data))
         self._things.add(tuple(fields.get(name) for name in _THING))

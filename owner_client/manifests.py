@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from common.files import link_or_copy, write_atomic
-from common.trust.manifest import MANIFEST_NAME, Manifest, digest_of_file
+from common.files import check_room, link_or_copy, write_atomic
+from common.part_file import PartFile
+from common.trust.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_of_file
 from owner_client.client import Client
-from owner_client.fetching import OnBytes
+from owner_client.fetching import OnBytes, part_of
 
 
 def fetch_files(
@@ -17,6 +18,9 @@ def fetch_files(
     `held` says where files are, by digest, that need not be fetched; their bytes are looked at before that is believed.
     """
     done, here = 0, held or {}
+    to_come = {name: entry for name, entry in manifest.files.items() if entry.digest not in here}
+    needed = sum(_missing(directory / name, entry) for name, entry in to_come.items())
+    check_room(directory, needed=needed, what="what is to be fetched")
     for name, entry in manifest.files.items():
         target = directory / name
         if not target.exists() and not _taken(here.get(entry.digest), entry.digest, target):
@@ -38,6 +42,11 @@ def held_files(directories: Iterable[Path]) -> dict[str, Path]:
             for name, entry in Manifest.parse(path.read_bytes()).files.items():
                 found[entry.digest] = directory / name
     return found
+
+
+def _missing(target: Path, entry: FileEntry) -> int:
+    """How many bytes are to come; what an earlier try left counts as here."""
+    return 0 if target.exists() else entry.size - PartFile.received(part_of(target), size=entry.size)
 
 
 def _taken(source: Path | None, digest: str, target: Path) -> bool:

@@ -6,6 +6,7 @@ from threading import Lock
 from time import monotonic
 from typing import Final
 
+from common.errors import NoRoomError
 from owner_client.ledger import Ledger
 
 WRITE_EVERY_S: Final = 60.0
@@ -35,5 +36,13 @@ class Traffic:
             self._calls.clear()
             self._bytes.clear()
             self._written_at = self._now()
-        if sums:
+        if not sums:
+            return
+        try:
             self._ledger.record_traffic(sums, to=self._to)
+        except NoRoomError:
+            with self._lock:  # written once there is room
+                for name, (calls, size_bytes) in sums.items():
+                    self._calls[name] += calls
+                    self._bytes[name] += size_bytes
+            raise

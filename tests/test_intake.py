@@ -244,7 +244,7 @@ def test_a_message_over_the_limit_is_refused(consortium: Federation, owner: Owne
     data = _saved(expert_weights(1))
     with calling_as(owner) as calls:
         upload_id = calls.open(contribution(owner, grant.record_id, data)).upload_id
-        with refused(consortium, ConcordError, "larger than max|busy"):
+        with refused(consortium, TooLargeError, "at most 4194304 bytes"):
             calls.put(chunk(upload_id, digest_of(data), index=0, data=b"\0" * (5 * CHUNK_BYTES)))
     _discard_and_submit(consortium, owner)
 

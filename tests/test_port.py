@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
 
+from common.rpc import channel
 from tests.commands import stop, wait_for_step
 from tests.federation import Federation, Owner, running_federation
 
@@ -110,6 +112,64 @@ def test_very_many_half_open_connections_keep_nobody_out(service: Service) -> No
         service.answers()
         assert service.process.memory_info().rss < MOST_MB * 2**20
     service.answers()
+
+
+def test_a_handshake_that_does_not_go_on_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "HANDSHAKE_MS", 1000)
+    hello = _hello()
+    with running_federation(tmp_path) as federation:
+        for port in federation.ports:
+            with _connections(port, 3, first=lambda _: hello[:50]) as strangers:
+                assert [_ended(each) for each in strangers] == [True] * 3
+
+
+def test_when_every_place_is_taken_whoever_is_in_goes_on_and_places_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "HANDSHAKE_MS", 3000)
+    monkeypatch.setattr(channel, "most_connections", lambda anonymous: 5)
+    hello = _hello()
+    with running_federation(tmp_path) as federation:
+        owner = federation.enrol("archive")
+        with owner.member() as member, ExitStack() as stack:
+            member.client.watch()
+            held = stack.enter_context(_connections(federation.ports[0], 4, first=lambda _: hello[:50]))
+            late = stack.enter_context(_connections(federation.ports[0], 1, first=lambda _: hello[:50]))
+            assert _ended(late[0])
+            member.client.watch()
+            owner.patience_s = 60
+            with owner.member() as another:
+                another.client.watch()  # once the strangers' time is over
+            assert all(_ended(each) for each in held)
+
+
+def _ended(connection: socket.socket) -> bool:
+    """Whether the other end closes it; `TimeoutError` where it does not."""
+    with suppress(ConnectionResetError):
+        return connection.recv(100) == b""
+    return True
+
+
+def test_the_daemon_opens_more_files_than_a_shell_gives_it(tmp_path: Path) -> None:
+    with running_federation(tmp_path) as federation:
+        home = federation.coordinator.home.path
+    line = f"ulimit -Sn 256; exec {sys.executable} -m concord coordinator serve --home {home} --json"
+    daemon = subprocess.Popen(["/bin/sh", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_step(daemon, "serving")
+        soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(hard, 65_536)
+    finally:
+        assert stop(daemon, signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize(("files", "members", "strangers"), [(256, 96, 32), (4096, 2688, 896), (65_536, 12_288, 4096)])
+def test_connections_leave_files_to_the_registry(
+    files: int, members: int, strangers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel.resource, "getrlimit", lambda _: (files, files))
+    assert channel.most_connections(anonymous=False) == members
+    assert channel.most_connections(anonymous=True) == strangers
 
 
 def test_tls_of_before_is_not_spoken(service: Service) -> None:

@@ -37,6 +37,13 @@ def test_many_owners_all_end() -> None:
     assert found["fairness_index"] > 0
 
 
+def test_strangers_who_hold_connections_fail_no_call() -> None:
+    found = result_of("half_open", "--half-open", "50", "--size-mib", "2", "--uploads", "1", "--seconds", "2")
+    assert found["failed_calls"] == 0
+    assert found["half_open"] == 50
+    assert found["uploads"] == 2
+
+
 def test_without_room_on_the_disk_it_says_so_and_begins_nothing() -> None:
     with pytest.raises(AssertionError, match="GB free and this needs"):
         result_of("transfer", "--size-mib", "100000000")

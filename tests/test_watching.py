@@ -1,5 +1,6 @@
 """An owner's daemon watches and cosigns from its start, whatever else it does."""
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,12 +10,14 @@ from threading import Barrier, Event
 import pytest
 
 from common.errors import MalformedError, NotFoundError, UnavailableError, VerificationError
+from common.state_file import read_state
 from common.trust.cosignature import Witness
 from common.trust.note import Checkpoint, Note, SigningKey, sign
 from common.trust.statements import ConsentRevoke, new_record_id
 from owner_client import egress
 from owner_client.daemon import run
 from owner_client.membership import cosign_checkpoint
+from tests.commands import start, stop, wait_for_step
 from tests.federation import THREE, Federation, Owner
 
 
@@ -95,6 +98,29 @@ def test_a_daemon_that_is_told_to_stop_stops(three: Federation) -> None:
         assert heard.watches.wait(30)
         stop.set()
         running.result(30)
+
+
+def test_a_daemon_waits_for_the_first_public_model(federation: Federation) -> None:
+    owner = federation.enrol("archive")
+    _settings(owner)
+    daemon = start("owner", "run", "--home", owner.home.path)
+    try:
+        wait_for_step(daemon, "no public model is published yet; waiting")
+        federation.enrol("hospital")
+        wait_for_step(daemon, "the log has 2 entries")
+        assert str(read_state(owner.home.state)["doing"]).startswith("no public model is published yet")
+        federation.publish_base()
+        wait_for_step(daemon, "the public model is in the log")
+        wait_for_step(daemon, "no consent is set")
+    finally:
+        assert stop(daemon, signal.SIGTERM)[0] == 0
+
+
+def test_a_daemon_that_waits_for_a_public_model_stops(federation: Federation) -> None:
+    owner = federation.enrol("archive")
+    daemon = start("owner", "run", "--home", owner.home.path)
+    wait_for_step(daemon, "no public model is published yet; waiting")
+    assert stop(daemon, signal.SIGTERM)[0] == 0
 
 
 def test_a_daemon_sends_what_was_revoked_while_the_coordinator_was_away(three: Federation) -> None:

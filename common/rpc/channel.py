@@ -8,6 +8,7 @@ connection outlives its certificate.
 
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
@@ -18,6 +19,7 @@ os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")  
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a refused handshake is reported by the call that fails, once
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from common.errors import (
     ConcordError,
@@ -58,7 +60,17 @@ _GRACE_MS: Final = 3_600_000
 """How long a call may outlive that; checking nine gigabytes takes a while."""
 _ANONYMOUS_AGE_MS: Final = 20_000
 _ANONYMOUS_GRACE_MS: Final = 10_000
-_KEEPALIVE_MS: Final = 30_000
+HANDSHAKE_MS: Final = 20_000
+"""Who has not said by then who it is is sent away; gRPC alone would wait for two minutes."""
+_MOST_CONNECTIONS: Final = 16_384
+"""Each that is half open takes about 60 kB: a gigabyte in all."""
+_KEPT_FILES: Final = 512
+"""Open files that connections leave to the registry, to uploads and to what is published."""
+KEEPALIVE_MS: Final = 30_000
+"""How often the other end is asked whether it is there, while calls go on."""
+KEEPALIVE_TIMEOUT_MS: Final = 20_000
+"""A connection whose other end does not answer that for so long is dead: its address may have changed. gRPC's own pings
+come first and wait for a minute: theirs is set as well."""
 
 STREAM_SILENCE_S: Final = 120.0
 """How long a stream may bring nothing before it is given up; longer than the other end waits, so that it ends first."""
@@ -101,10 +113,12 @@ def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) ->
     options = [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.max_allowed_incoming_connections", most_connections(anonymous=anonymous)),
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", grace_ms),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ]
     return grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="rpc"),
@@ -112,6 +126,15 @@ def make_server(authenticate: Authenticate, *, threads: int, anonymous: bool) ->
         options=options,
         maximum_concurrent_rpcs=4 * threads,
     )
+
+
+def most_connections(*, anonymous: bool) -> int:
+    """How many connections a port takes; three quarters of what there is room for are the members'."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = _MOST_CONNECTIONS
+    if files != resource.RLIM_INFINITY:
+        room = min(room, max(files - _KEPT_FILES, files // 2))
+    return max(1, room // 4 if anonymous else room * 3 // 4)
 
 
 def listen(
@@ -179,10 +202,13 @@ class _Boundary(grpc.ServerInterceptor):
         method = handler_call_details.method
         make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         behaviour = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
+        if method != PUT_CHUNKS:
+            assert not handler.request_streaming, "chunks are the only stream of requests"
+            behaviour = _reading(behaviour, handler.request_deserializer, method)
         wrapped = self._streaming(behaviour, method) if handler.response_streaming else self._unary(behaviour, method)
         return make(
             wrapped,
-            request_deserializer=None if method == PUT_CHUNKS else handler.request_deserializer,
+            request_deserializer=None,
             response_serializer=None if method in _SERVED_AS_BYTES else handler.response_serializer,
         )
 
@@ -234,6 +260,23 @@ class _Boundary(grpc.ServerInterceptor):
         return serve
 
 
+def _reading(
+    behaviour: Callable[[_Request, grpc.ServicerContext], _Reply], parse: Callable[[bytes], _Request], method: str
+) -> Callable[[bytes, grpc.ServicerContext], _Reply]:
+    """The same for a request in bytes: gRPC itself calls one that it cannot read an error of ours."""
+
+    def serve(data: bytes, context: grpc.ServicerContext) -> _Reply:
+        try:
+            request = parse(data)
+        except DecodeError as error:
+            raise MalformedError(
+                f"{len(data)} bytes came that are no request of {method}; use a client of this version"
+            ) from error
+        return behaviour(request, context)
+
+    return serve
+
+
 _HANDLERS: Final = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
@@ -250,6 +293,9 @@ def _peer_certificate(context: grpc.ServicerContext) -> bytes | None:
 
 
 def _status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    if isinstance(error, grpc.RpcError):  # the line broke, or whoever called has left: nobody reads the answer
+        logger.info("%s ended before its time", method)
+        return grpc.StatusCode.CANCELLED, "the call ended before its time", ()
     for kind in type(error).__mro__:
         if kind in _STATUS:
             logger.info("%s refused: %s: %s", method, kind.__name__, error)
@@ -278,7 +324,9 @@ def open_channel(target: str, *, authority: bytes, tls: TlsIdentity | None) -> g
     )
     options = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -323,8 +371,14 @@ def error_of(error: grpc.RpcError) -> ConcordError:
         return _CLASSES[named](details)
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return UnavailableError(f"the coordinator does not answer: {_brief(details)}")
+    if status == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return TooLargeError(f"a message has at most {_MAX_MESSAGE_BYTES} bytes: {_brief(details)}")
     if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return UnavailableError(f"the coordinator is busy: {_brief(details)}")
+    if status == grpc.StatusCode.UNIMPLEMENTED:
+        return ConcordError(
+            f"the coordinator does not take this call: {_brief(details)}; use versions that fit together"
+        )
     return ConcordError(f"the coordinator failed ({status.name}): {details}; its own output says why")
 
 

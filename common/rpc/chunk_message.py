@@ -58,12 +58,14 @@ def parse_chunk(message: bytes) -> ChunkMessage:
         number, kind = tag >> 3, tag & 7
         value, at = _read_number(view, at)
         if (kind == _VARINT) != (number == _INDEX) or kind not in (_VARINT, _BYTES) or number in found:
-            raise MalformedError(f"a chunk has no field {number} of wire type {kind}, or not twice")
+            raise MalformedError(
+                f"a chunk has no field {number} of wire type {kind}, or not twice; use a client of this version"
+            )
         if kind == _VARINT:
             found[number] = value
             continue
         if at + value > len(view):
-            raise MalformedError(f"field {number} of a chunk is cut off")
+            raise MalformedError(f"field {number} of a chunk is cut off; send the chunk again")
         found[number], at = view[at : at + value], at + value
     if odd := found.keys() - {_UPLOAD_ID, _FILE, _INDEX, _DATA, _SHA256}:
         raise MalformedError(f"a chunk has no field {min(odd)}")
@@ -106,7 +108,9 @@ def _text(value: int | bytes | memoryview) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise MalformedError(f"a chunk names {data[:80]!r}, which is no id and no digest") from error
+        raise MalformedError(
+            f"a chunk names {data[:80]!r}, which is no id and no digest; use those that the upload was opened with"
+        ) from error
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -133,4 +137,4 @@ def _read_number(view: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
             return value, at + place + 1
-    raise MalformedError("a chunk is cut off, or has a number without an end")
+    raise MalformedError("a chunk is cut off, or has a number without an end; send it again")

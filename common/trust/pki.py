@@ -346,7 +346,7 @@ def _proven_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
     except _CRYPTOGRAPHY_ERRORS as error:
-        raise MalformedError("not a certificate signing request in PEM") from error
+        raise MalformedError("not a certificate signing request in PEM; make one for an ECDSA P-256 key") from error
     key = _p256(request, "the CSR")
     try:
         is_proven = request.is_signature_valid
