@@ -99,7 +99,7 @@ class CampaignWorker:
             return
         if state == "offered":
             self._reporter.step(
-                f"campaign {folder.id} ({folder.asked.kind}) waits for your word: concord owner campaign accept"
+                f"a campaign ({folder.asked.kind}) waits for your word: concord owner campaign accept {folder.id}"
             )
         try:
             member.client.acknowledge(folder.id, state)
@@ -116,7 +116,8 @@ class CampaignWorker:
             if folder.state in ("accepted", "running"):
                 self._work(member, folder)
             if report(member, folder):
-                self._reporter.step(f"campaign {folder.id}: {folder.asked.kind} answered; it is in the log")
+                what = "declined" if folder.has("declined") else f"{folder.asked.kind} answered"
+                self._reporter.step(f"campaign {folder.id}: {what}; it is in the log")
         except (ApprovalNeededError, SignatureNeededError) as error:
             self._say_once(str(error))
         except (UnavailableError, NotPermittedError):
