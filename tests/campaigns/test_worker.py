@@ -78,7 +78,7 @@ def test_nobody_says_that_training_was_begun_where_it_was_not(consortium: Federa
 
 def test_a_campaign_is_over_once_everybody_has_answered(consortium: Federation, owner: Owner) -> None:
     """Its quorum cannot be had any more."""
-    campaign = ask(consortium)
+    campaign = ask(consortium, "archive")
     campaigns.take_offer(owner.home, consortium.coordinator.campaigns.offers_for("archive")[0])
     campaigns.decide(owner.home, campaign.record_id, accept=False)
     with working(owner):
