@@ -2,15 +2,13 @@
 command of the audit does.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.cli import JsonOption, existing, reporting
+from common.cli import JsonOption, existing, read_invitation, reporting
 from common.console import bytes_progress
-from common.files import read_required
 from common.trust.invitation import Invitation
 
 HomeOption = Annotated[Path, typer.Option(envvar="CONCORD_HOME", help="This auditor's directory.")]
@@ -36,7 +34,7 @@ def enrol(
     from common.audit_online import AuditorHome
     from common.audit_online import enrol as join
 
-    raw = read_required(invitation, hint="ask the admin for one") if invitation else sys.stdin.buffer.read()
+    raw = read_invitation(invitation)
     with reporting(as_json) as reporter:
         party = join(AuditorHome(existing(home)), Invitation.parse(raw))
         reporter.step(f"joined as {party}; what you trust is in {existing(home) / 'trusted_root.json'}")

@@ -11,8 +11,9 @@ import typer
 
 from common.console import JsonReporter, Reporter, RichReporter, visible
 from common.errors import ConcordError
-from common.files import NO_SPACE
+from common.files import NO_SPACE, read_at_most, read_required
 from common.signals import interrupt_on_term
+from common.trust.invitation import MAX_BYTES
 
 if TYPE_CHECKING:
     from common.trust.tables import RegistryTable
@@ -75,6 +76,13 @@ def run(command: Callable[[], object]) -> NoReturn:
     if status == EXIT_INTERRUPTED:  # typer, too, makes this of a KeyboardInterrupt
         print("Stopped. Everything done so far is kept; run the same command to go on.", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def read_invitation(path: Path | None) -> bytes:
+    """An invitation's bytes from a file, or from standard input where none is named."""
+    if path is None:
+        return read_at_most(sys.stdin.buffer, MAX_BYTES, what="what standard input gives as an invitation")
+    return read_required(path, hint="ask the admin for one", max_bytes=MAX_BYTES)
 
 
 def existing(path: Path) -> Path:

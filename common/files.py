@@ -4,28 +4,38 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
-from typing import Final
+from typing import BinaryIO, Final
 
-from common.errors import ConflictError, NoRoomError, NotFoundError
+from common.errors import ConflictError, MalformedError, NoRoomError, NotFoundError
 
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says where a disk, or somebody's part of it, is full."""
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data`: readers see the old bytes or the new ones, and a crash loses neither."""
+    """Replace `path` by `data`: readers see the old bytes or the new ones, and a crash loses neither.
+
+    Raises:
+        NoRoomError: the disk is full; the old bytes are there still.
+    """
     temporary = temporary_name(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with full_disk_is_unavailable(str(path)):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
@@ -56,12 +66,32 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_required(path: Path, *, hint: str) -> bytes:
-    """The bytes of `path`; `NotFoundError` with a hint at what to do where it is absent."""
+def read_required(path: Path, *, hint: str, max_bytes: int | None = None) -> bytes:
+    """The bytes of `path`.
+
+    Raises:
+        NotFoundError: it is absent, with a hint at what to do.
+        MalformedError: it is no file, or larger than `max_bytes`.
+    """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise MalformedError(f"{path} is not a file; {hint}")
+            return read_at_most(file, max_bytes, what=str(path))
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} is not there; {hint}") from error
+    except IsADirectoryError as error:
+        raise MalformedError(f"{path} is a folder; {hint}") from error
+
+
+def read_at_most(file: BinaryIO, max_bytes: int | None, *, what: str) -> bytes:
+    """All that a file has; `MalformedError` where that is more than `max_bytes`."""
+    if max_bytes is None:
+        return file.read()
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise MalformedError(f"{what} is larger than the {max_bytes} bytes that it may have")
+    return data
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -53,7 +53,7 @@ def read_state(path: Path) -> Mapping[str, object]:
     """What was said last; nothing where nothing was."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -208,12 +208,15 @@ class Campaigns:
         """Close a campaign that has its quorum or is past its date; where others were faster, it is closed all the
         same."""
         with self._registry.history() as history:
-            campaign, reported = history.campaigns[campaign_id], len(history.answered(campaign_id)[0])
+            campaign = history.campaigns[campaign_id]
+            reported, _, absent = history.answered(campaign_id)
         if campaign.closed_index is not None:
             return False
         with suppress(ConflictError):
-            if reported >= campaign.statement.quorum:
+            if len(reported) >= campaign.statement.quorum:
                 return bool(self._close(campaign_id, by="quorum"))
+            if not absent:
+                return bool(self._close(campaign_id, by="everybody"))
             if self._now() >= parse_time(campaign.statement.closes_at):
                 return bool(self._close(campaign_id, by="date"))
         return False

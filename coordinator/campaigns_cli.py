@@ -1,10 +1,11 @@
 """`concord coordinator campaign`: ask owners, see how far they are, read what they answered."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -22,12 +23,16 @@ from common.trust.campaign_statements import (
 )
 from common.trust.describe import describe_asked
 from common.trust.statements import format_time
-from coordinator.attachments import parse_proxies
+from coordinator.attachments import parse_proxies, parse_shares
 from coordinator.campaign_figures import pooled
 from coordinator.campaign_subjects import base_digest_of, model_of, pool_of
 from coordinator.campaigns import Campaigns, Standing
 from coordinator.home import Coordinator, open_home
 from coordinator.options import HOME, HomeOption
+
+Shares = Mapping[str, Sequence[Sequence[float]]]
+_MOST_HOURS: Final = 10 * 365 * 24
+_MOST_BYTES: Final = 2**53 - 1
 
 campaign_app = new_app("Ask owners what only their own text can tell; each decides, and small answers come back.")
 define_app = new_app("Ask owners something, signed and logged. Nobody is called: their daemons ask what there is.")
@@ -37,7 +42,9 @@ OwnerOption = Annotated[
     list[str] | None, typer.Option("--owner", help="Whom to ask; repeat. All, where none is named.")
 ]
 QuorumOption = Annotated[int | None, typer.Option(min=1, help="So many reports are enough; all, by default.")]
-HoursOption = Annotated[float, typer.Option(min=0.01, help="Hours until it is over, whoever reported.")]
+HoursOption = Annotated[
+    float, typer.Option(min=0.01, max=_MOST_HOURS, help="Hours until it is over, whoever reported.")
+]
 LeastOption = Annotated[int, typer.Option("--min-documents", min=1, help="Documents under every figure, at least.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `campaign list` has it; its start will do.")]
 
@@ -50,7 +57,9 @@ def add_to(app: typer.Typer) -> None:
 @define_app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A release, base-0, or the directory of a model that is in no log.")],
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="On so much of each text at most.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_BYTES, help="On so much of each text at most.")
+    ] = None,
     owner: OwnerOption = None,
     quorum: QuorumOption = None,
     hours: HoursOption = 24,
@@ -135,6 +144,8 @@ def _define(
     min_documents: int,
     reporter: Reporter,
 ) -> None:
+    if not math.isfinite(hours):  # nan is neither too small nor too large
+        raise MalformedError(f"--hours {hours}: a number of hours is wanted")
     said = coordinator.campaigns.define(
         asked, owners=owners or (), quorum=quorum, min_documents=min_documents, lifetime=timedelta(hours=hours)
     )
@@ -148,7 +159,7 @@ def list_all(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Every campaign: what was asked, how many reported, whether it is open."""
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
         rows = [_row(coordinator.campaigns, each.statement.record_id) for each in coordinator.campaigns.all()]
-        columns = ("campaign", "kind", "state", "reported", "asked", "open until")
+        columns = ("campaign", "kind", "state", "reported", "quorum", "asked", "open until")
         reporter.table("campaigns", columns, [[str(row[name]) for name in columns] for row in rows])
         reporter.result({"campaigns": rows if as_json else len(rows)})
 
@@ -162,6 +173,7 @@ def _row(campaigns: Campaigns, campaign_id: str) -> dict[str, object]:
         "state": "open" if campaign.closed_index is None else f"closed by entry {campaign.closed_index}",
         "reported": reported,
         "asked": len(asked.owners),
+        "quorum": asked.quorum,
         "open until": asked.closes_at,
     }
 
@@ -178,6 +190,8 @@ def show(campaign_id: IdArgument, home: HomeOption = HOME, as_json: JsonOption =
         figures = _figures(results)
         columns = ("owner", "text", "measure", "value", "documents", "bytes")
         reporter.table("figures", columns, [[str(cell) for cell in row] for row in figures])
+        shares = _shares(campaigns, found, results)
+        reporter.table("router shares", ("owner", "text", "layer", "share of each expert"), _share_rows(shares))
         together = {
             name: {
                 "value": each.value,
@@ -190,10 +204,31 @@ def show(campaign_id: IdArgument, home: HomeOption = HOME, as_json: JsonOption =
         if as_json:
             rows = [dict(zip(columns, row, strict=True)) for row in figures]
             states = {each.owner: each.state for each in standings}
-            reporter.result({**_row(campaigns, found), "owners": states, "figures": rows, "together": together})
+            more = {"figures": rows, "shares_per_layer": shares, "together": together}
+            reporter.result({**_row(campaigns, found), "owners": states, **more})
         else:
             told = {f"{name}, together": f"{each['value']:.6g}" for name, each in together.items()}
             reporter.result({**_row(campaigns, found), **told})
+
+
+def _shares(campaigns: Campaigns, found: str, results: Mapping[str, CampaignResult]) -> dict[str, Shares]:
+    """By owner and text the share of each expert in each layer, of an evaluation whose owners gave them."""
+    if campaigns.find(found).statement.kind != "evaluate":
+        return {}
+    return {
+        owner: parse_shares(campaigns.files.answer(campaign_id=found, party=owner)).shares_per_layer
+        for owner, result in results.items()
+        if result.attachment is not None
+    }
+
+
+def _share_rows(shares: Mapping[str, Shares]) -> list[tuple[str, ...]]:
+    return [
+        (owner, text, str(number), ", ".join(f"{share:.3f}" for share in layer))
+        for owner, texts in shares.items()
+        for text, layers in texts.items()
+        for number, layer in enumerate(layers)
+    ]
 
 
 def _standing_row(standing: Standing) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from common.config import Settings, load_toml
+from common.trust.pki import check_server_name
 
 
 def check_database_url(text: str) -> str:
@@ -34,17 +35,22 @@ class FlowerSettings(Settings):
     """How often a run asks an owner how far it is."""
 
 
+def check_host(text: str) -> str:
+    """`text` if a server can listen there: an IP address or a host's name."""
+    return text if text == "localhost" else check_server_name(text)
+
+
 class CoordinatorSettings(Settings):
     """What an admin decides. `origin` names the log for good."""
 
     federation: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
     origin: Annotated[str, Field(min_length=1, max_length=255)]
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 7443
     enrolment_port: Annotated[int, Field(ge=1, le=65535)] = 7444
     database: Annotated[str, AfterValidator(check_database_url)] | None = None
     """URL of a PostgreSQL database that was migrated, without a password; by default SQLite in the home."""
-    advertise: str | None = None
+    advertise: Annotated[str, AfterValidator(check_server_name)] | None = None
     """Host name or address that owners use to reach this coordinator, where it is not `host`."""
     line: str = "main"
     num_experts_per_tok: Annotated[int, Field(ge=1, le=64)] = 2

@@ -57,12 +57,23 @@ def create(path: Path, settings: CoordinatorSettings) -> CoordinatorHome:
     """
     home = CoordinatorHome(path)
     if not home.settings_file.exists():
+        if strange := _strange(path):
+            raise ConflictError(f"{path} holds other files ({strange}); choose an empty directory with --home")
         _write_keys(home, settings)
     elif home.settings() != settings or (home.public / "log" / CHECKPOINT_NAME).exists():
         raise ConflictError(f"{path} is a coordinator's home already; choose another directory with --home")
     with open_home(path) as coordinator:
         coordinator.registry.publish()
     return home
+
+
+def _strange(path: Path) -> str | None:
+    """What is in a directory that no unfinished `create` leaves there."""
+    ours = {"keys", "public"}
+    names = sorted(each.name for each in path.iterdir() if each.name not in ours) if path.is_dir() else []
+    if not names and (path / "keys").is_dir() and (path / "keys" / "signing.key").exists():
+        names = ["keys/signing.key"]
+    return next((name for name in names if not name.endswith(".partial")), None)
 
 
 def _write_keys(home: CoordinatorHome, settings: CoordinatorSettings) -> None:

@@ -11,6 +11,7 @@ from common.cli import JsonOption, existing, reporting
 from common.errors import ConflictError, MalformedError
 from common.files import write_secret
 from common.trust.identity import INVITED, OWNER
+from common.trust.manifest import digest_of
 from common.trust.pki import fingerprint
 from common.trust.statements import COORDINATOR, CertRevoke, format_time
 from coordinator.authority import Authorities, finish_root, rotate_issuing, rotate_root
@@ -64,7 +65,8 @@ def invite(
         if role == OWNER and coordinator.enrolment.has_joined(owner):
             reporter.step(f"{owner} has joined: redeemed in its own home, this gives it a new certificate")
         reporter.step(f"invitation for {owner} in {path}: good once, for {minutes:g} minutes; keep it secret")
-        reporter.step(f"tell them by another way that its authority is {fingerprint(invitation.authority.encode())}")
+        said = digest_of(bytes(invitation.root))
+        reporter.step(f"tell them by another way what `concord owner status` must show as trusted_root: {said}")
         reporter.result({"invitation": str(path), "owner": owner})
 
 
@@ -156,8 +158,8 @@ def root(
             behind = _behind(coordinator, datetime.now(UTC)) if coordinator.authority.now.is_changing else []
             if behind and not at_once:
                 raise ConflictError(
-                    f"still under the old root: {', '.join(behind)}; their daemons renew by themselves, or give them "
-                    "invitations and use --at-once"
+                    f"still under the old root: {', '.join(behind)}; owners' daemons renew by themselves, auditors at "
+                    "`audit look`; or give them invitations and use --at-once"
                 )
             changed = finish_root(coordinator.home.keys)
             rotate_server(coordinator)

@@ -35,7 +35,8 @@ def intake(
             reporter.step(f"what was kept of the refused upload of {clear} is gone")
         uploads, reports, refused = _uploads(coordinator), _reports(coordinator), _refused(coordinator.home.quarantine)
         reporter.table("uploads under way", ("owner", "stored", "of", "MB/s"), uploads)
-        reporter.table("experts", ("owner", "bytes", "over the public expert's", "look at"), [_row(r) for r in reports])
+        columns = ("owner", "bytes", "over the public expert's, rows over others'", "to look at")
+        reporter.table("experts", columns, [_row(r) for r in reports])
         reporter.table("refused", ("owner", "reason"), refused)
         for report in reports:
             for text in report.warnings:
@@ -79,7 +80,7 @@ def _clear(quarantine: Path, owner: str) -> None:
 
 def _row(report: IntakeReport) -> tuple[str, ...]:
     ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in report.ratios.items())
-    return report.party, str(report.size_bytes), ratios, f"{len(report.warnings)} things" if report.warnings else ""
+    return report.party, str(report.size_bytes), ratios, str(len(report.warnings) or "")
 
 
 def _fields(report: IntakeReport) -> dict[str, object]:

@@ -5,6 +5,7 @@ router rows its own are alike. Nothing here refuses anything: an odd expert is i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from common.model import checkpoint
@@ -28,6 +29,8 @@ COLLISION: Final = 0.98
 ODD_RATIO: Final = 10.0
 """Values so many times as large, or as small, as the public expert's are worth a question."""
 _ROWS: Final = "router row"
+_OTHERS: Final = "other experts'"
+_PUBLIC: Final = "the public expert's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Collision:
 
 @dataclass(frozen=True, slots=True)
 class IntakeReport:
-    """Of one expert: by kind of tensor the root mean square of its values, and over the public expert's."""
+    """Of one expert: by kind of tensor the root mean square of its values, and over the public expert's; of its router
+    rows over the median of others', for the public row says nothing of how large a row is."""
 
     party: str
     size_bytes: int
@@ -53,7 +57,7 @@ class IntakeReport:
     def warnings(self) -> list[str]:
         """What is worth a question to the owner."""
         odd = [
-            f"{name}: values are {ratio:.2g} times the public expert's"
+            f"{name}: values are {ratio:.2g} times {_OTHERS if name == _ROWS else _PUBLIC}"
             for name, ratio in self.ratios.items()
             if not 1 / ODD_RATIO <= ratio <= ODD_RATIO
         ]
@@ -101,8 +105,11 @@ def _report(
     rms = {p: root_mean_square(expert[feed_forward(layer, OWNED_EXPERT, p)] for layer in layers) for p in PROJECTIONS}
     its = {p: root_mean_square(public[dense_feed_forward(layer, p)] for layer in layers) for p in PROJECTIONS}
     rms[_ROWS] = root_mean_square(expert[router_row(layer, OWNED_EXPERT)] for layer in layers)
-    its[_ROWS] = root_mean_square(rows[router_row(layer, PUBLIC_EXPERT)] for layer in layers)
-    ratios = {name: value / its[name] if its[name] else float("inf") for name, value in rms.items()}
+    if others:
+        its[_ROWS] = median(
+            root_mean_square(theirs[router_row(layer, OWNED_EXPERT)] for layer in layers) for theirs in others.values()
+        )
+    ratios = {name: rms[name] / value if value else float("inf") for name, value in its.items()}
     collisions = [
         Collision(layer, other, alike)
         for layer in layers

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
-from common.errors import NotFoundError
+from common.errors import ConsentError, NotFoundError
 from common.jobs import JobEvent, RunJob, run_job
 from common.trust.campaign_statements import CampaignDefine, CampaignModel, Evaluate, Extraction, SelectProxy, Train
 from common.trust.statement_fields import FileDigest
@@ -16,6 +16,7 @@ from owner_client.campaign_folder import CampaignFolder
 from owner_client.commitment import commitment_key
 from owner_client.fetching import OnBytes
 from owner_client.membership import Membership
+from owner_client.participation import has_left
 
 _FOUND: Final = "found.json"
 _JOB: Final = "job.json"
@@ -39,6 +40,7 @@ def find_answer(
     """
     asked = folder.asked
     if isinstance(asked.parameters, Train):
+        _check_trains(member)
         train()
         found: Mapping[str, Any] = {"figures": []}
     else:
@@ -53,6 +55,24 @@ def find_answer(
     for name in (_FOUND, _JOB):
         folder.forget(name)
     return answer
+
+
+def _check_trains(member: Membership) -> None:
+    """Whether the daemon would train and submit when it is told to: nobody may say that it was begun otherwise.
+
+    Raises:
+        ConsentError: it would not.
+    """
+    settings = member.settings
+    if has_left(member.chain):
+        raise ConsentError("this owner has opted out; nothing is trained")
+    if settings.consent is None:
+        raise ConsentError(
+            f"the daemon trains where it may consent: set [consent] in {member.home.settings_file} and accept again, "
+            "or train and submit yourself and decline"
+        )
+    if settings.data is None or settings.public is None:
+        raise NotFoundError(f"no text to train on: set data and public in {member.home.settings_file}")
 
 
 def _job_for(member: Membership, asked: CampaignDefine, *, on_bytes: OnBytes) -> tuple[str, dict[str, object]]:

@@ -106,7 +106,7 @@ class CampaignWorker:
             return
         if state == "offered":
             self._reporter.step(
-                f"campaign {folder.id} ({folder.asked.kind}) waits for your word: concord owner campaign accept"
+                f"a campaign ({folder.asked.kind}) waits for your word: concord owner campaign accept {folder.id}"
             )
         try:
             if not self._by_flower(member):
@@ -126,7 +126,8 @@ class CampaignWorker:
             if folder.state == "signed" and waits_for_flower(member):
                 return
             if report(member, folder):
-                self._reporter.step(f"campaign {folder.id}: {folder.asked.kind} answered; it is in the log")
+                what = "declined" if folder.has("declined") else f"{folder.asked.kind} answered"
+                self._reporter.step(f"campaign {folder.id}: {what}; it is in the log")
         except (ApprovalNeededError, SignatureNeededError) as error:
             self._say_once(str(error))
         except (UnavailableError, NotPermittedError):

@@ -4,7 +4,6 @@ What needs a connection is imported by the commands that do: signing works on a 
 """
 
 import json
-import sys
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from common.cli import JsonOption, existing, new_app, reporting
+from common.cli import JsonOption, existing, new_app, read_invitation, reporting
 from common.config import describe, load_options
 from common.console import Reporter, bytes_progress, job_progress, size
 from common.errors import MalformedError, NotFoundError, NotPermittedError
-from common.files import read_required, write_atomic
+from common.files import write_atomic
 from common.jobs import run_job
 from common.signals import stop_on_signals
 from common.telemetry import set_up_logging
@@ -58,7 +57,7 @@ def enrol(
     for folder in (data, public):
         if folder is not None and not existing(folder).exists():
             raise NotFoundError(f"{folder} is not there; nothing was redeemed, the invitation is still good")
-    raw = read_required(invitation, hint="ask the admin for one") if invitation else sys.stdin.buffer.read()
+    raw = read_invitation(invitation)
     with reporting(as_json) as reporter:
         settings = membership.enrol(
             OwnerHome(existing(home)),

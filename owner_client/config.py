@@ -22,6 +22,14 @@ def _check_hours(text: str) -> str:
     return text
 
 
+def _check_target(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    if not (host and colon and is_port) or any(letter in host for letter in "/ \t\n"):
+        raise ValueError(f"{text[:80]!r} is not HOST:PORT")
+    return text
+
+
 def _check_moment(text: str) -> str:
     parse_time(text)
     return text
@@ -101,7 +109,7 @@ class OwnerSettings(Settings):
     """What an owner decides. `training` holds options of `owner_client/train.py`'s job, checked when it starts."""
 
     owner: str
-    target: str
+    target: Annotated[str, AfterValidator(_check_target)]
     data: Path | None = None
     """Folder of this owner's own text. It is read here and never leaves."""
     public: Path | None = None

@@ -137,7 +137,7 @@ def take_part(member: Membership, *, reporter: Reporter, stop: Event) -> None:
     base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
     reporter.step("the public model is in the log and every file of it is as signed")
     if member.settings.consent is None:
-        reporter.step("no consent is set in owner.toml: sign one with `concord owner consent`; watching the log only")
+        _send_what_was_asked(member, base, reporter=reporter)
         return
     grant = participation.consent(member, member.settings.consent, base=base)
     reporter.step(f"consent is in the log until {grant.not_after}")
@@ -160,6 +160,27 @@ def _wait_for_base(member: Membership, *, reporter: Reporter, stop: Event) -> No
             return
 
 
+def _send_what_was_asked(member: Membership, base: Base, *, reporter: Reporter) -> None:
+    """Where a person consents and trains by hand: an expert that `concord owner submit` asked that person about is sent
+    once it is approved; nothing else is.
+    """
+    grant = participation.grant_in_force(member.chain, base_digest=base.digest)
+    if grant is None:
+        reporter.step("no consent is set in owner.toml: sign one with `concord owner consent`; watching the log only")
+    elif participation.was_asked_about(member, base=base):
+        _submit(member, base, reporter=reporter)
+    else:
+        reporter.step(
+            f"a consent is in force until {grant.not_after}, signed by hand: an expert leaves with "
+            "`concord owner submit`; watching the log only"
+        )
+
+
+def _submit(member: Membership, base: Base, *, reporter: Reporter) -> None:
+    said = participation.submit(member, base=base, on_bytes=bytes_progress(reporter, "sending the expert"))
+    reporter.step(f"the expert is submitted: {said.statement.record_id}")
+
+
 def _train_and_submit(member: Membership, base: Base, *, reporter: Reporter, stop: Event) -> None:
     participation.train(
         member,
@@ -171,8 +192,7 @@ def _train_and_submit(member: Membership, base: Base, *, reporter: Reporter, sto
         stop=stop,
     )
     reporter.step("the expert is trained; it has not left")
-    said = participation.submit(member, base=base, on_bytes=bytes_progress(reporter, "sending the expert"))
-    reporter.step(f"the expert is submitted: {said.statement.record_id}")
+    _submit(member, base, reporter=reporter)
 
 
 class Watching:

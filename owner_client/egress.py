@@ -23,6 +23,8 @@ from owner_client.chain import Chain, Said
 from owner_client.ledger import TRAFFIC, UPLOAD, Line, ledger_at
 from owner_client.review import Reviews, Wanted
 
+_MOST_SHOWN: Final = 4000
+"""Characters of what goes beside an answer that a person is shown."""
 _SEAL: Final = object()
 TRAINING_NAME: Final = "training.json"
 
@@ -147,9 +149,18 @@ def let_answer_go(reviews: Reviews, *, name: str, content: bytes, attachment: by
         EgressDeniedError: the owner's settings do not allow it, or a person rejected it.
         ApprovalNeededError: a person's word is needed first.
     """
-    beside = {"beside it": f"{digest_of(attachment)}, {len(attachment)} bytes"} if attachment else {}
-    summary = {"says": content.decode(), **beside}
+    summary = {"says": content.decode(), **_beside(attachment)}
     reviews.let_go(Wanted("result", name, digest_of(content), len(content) + len(attachment), to, summary))
+
+
+def _beside(attachment: bytes) -> dict[str, str]:
+    """What goes beside an answer, for a person: all of it where it can be read, else how it begins."""
+    if not attachment:
+        return {}
+    text = attachment.decode(errors="replace")
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[:_MOST_SHOWN]}... (all of it is in the campaign's folder, as attachment)"
+    return {"beside it": f"{len(attachment)} bytes, {digest_of(attachment)}", "which say": text}
 
 
 def attachment(ledger: Path, data: bytes, *, name: str, to: str) -> Message:

@@ -101,7 +101,10 @@ def export_command(
         write_atomic(target, export(found.data, found.head, name=name, key=key), mode=0o600)
         signed = "signed by your key" if key else "not signed, for your key is elsewhere"
         reporter.step(f"{found.head.size} lines are in {target}, {signed}")
-        reporter.step(f"whoever has it checks it with: concord owner ledger verify {target.name}")
+        line = f" --key '{key.verifier}'" if key else ""
+        reporter.step(f"whoever has it checks it with: concord owner ledger verify {target.name}{line}")
+        if key:
+            reporter.step("that this is your key, the log says: concord audit owner")
         reporter.result({"file": str(target), "lines": found.head.size, "head": found.head.digest})
 
 
@@ -128,7 +131,8 @@ def approve(
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Let exactly these bytes leave. The daemon sends them then, or run the command again that asked."""
+    """Let exactly these bytes leave. The daemon sends them then: an answer, and an expert that it trained; else run the
+    command again that asked."""
     _answer(home, review_id, as_json, approved=True)
 
 

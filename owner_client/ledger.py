@@ -3,7 +3,8 @@
 `ledger.jsonl` holds canonical JSON lines. A thing that leaves (a statement, an expert, a result) has its line before
 its first byte goes; an upload has one for each try, with the bytes that it is about to send; small calls are added up
 and written as `traffic`, by name and destination. Beside it `ledger.head` says how many lines there are and the last
-one's digest: lines that were cut from the end are missed. Whoever may write both files could write both anew; an export
+one's digest, on disk after each line, so that it is a line behind at most: lines that were cut from the end are missed,
+by the next command that would write as well. Whoever may write both files could write both anew; an export
 that was signed and handed out cannot be taken back so.
 """
 
@@ -17,7 +18,7 @@ from threading import RLock
 from typing import Final
 
 from common.errors import MalformedError, VerificationError
-from common.files import full_disk_is_unavailable, taking_turns, temporary_name
+from common.files import full_disk_is_unavailable, taking_turns, write_atomic
 from common.trust import strict_json
 from common.trust.manifest import digest_of
 from common.trust.statements import format_time
@@ -99,10 +100,7 @@ class Ledger:
         said = _read_head(self._head_path)  # first: lines may be added meanwhile
         data = _whole(self._path.read_bytes()) if self._path.exists() else b""
         lines, head = verify_lines(data)
-        if said.size > head.size:
-            raise VerificationError(f"the ledger has {head.size} lines; it had {said.size}: the last ones are missing")
-        if said.size and said.digest != (head.digest if said.size == head.size else lines[said.size]["prev"]):
-            raise VerificationError(f"line {said.size - 1} of the ledger is another than was written last")
+        _check_head(said, lines, head)
         return Copy(data, head)
 
     @property
@@ -119,16 +117,23 @@ class Ledger:
     def _catch_up(self, descriptor: int) -> None:
         """Take in what others have written since, and cut off what a crash left of a line."""
         size = os.fstat(descriptor).st_size
-        if size < self._read:
-            self._forget()
-        data = _whole(os.pread(descriptor, size - self._read, self._read))
+        if not size and not self._head_path.exists():
+            self._forget()  # it was never begun, or put aside by somebody who knows of it
+            self._write_head()
         try:
-            lines, self._head = verify_lines(data, after=self._head)
+            said = _read_head(self._head_path)
+            data = _whole(os.pread(descriptor, max(0, size - self._read), self._read))
+            lines, head = verify_lines(data, after=self._head)
+            if size < self._read:
+                raise VerificationError(f"the ledger had {self._head.size} lines; the last ones are missing")
+            if self._read == 0 or said is None or head.size < said.size:
+                _check_head(said, lines, head)
         except VerificationError as error:
             raise VerificationError(
                 f"{error}. Nothing leaves before that is understood: concord owner ledger verify; then put "
                 f"{self._path.name} aside with {self._head_path.name}, and a new one is begun"
             ) from error
+        self._head = head
         self._things.update(tuple(line.get(name) for name in _THING) for line in lines)
         self._read += len(data)
         os.ftruncate(descriptor, self._read)
@@ -136,21 +141,15 @@ class Ledger:
     def _append(self, fields: dict[str, object]) -> None:
         line = {"seq": self._head.size, "prev": self._head.digest, "at": format_time(datetime.now(UTC)), **fields}
         data = strict_json.canonical(line)
-        with full_disk_is_unavailable("the ledger, and nothing leaves that is not in it"):
-            self._write(data, fields)
-
-    def _write(self, data: bytes, fields: dict[str, object]) -> None:
-        with self._path.open("ab") as file:  # all of it, or an error: what is cut off is no line
-            file.write(data + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with full_disk_is_unavailable(f"the ledger {self._path}, and nothing leaves without its line"):
+            _write_whole(self._path, data + b"\n")
         self._read += len(data) + 1
         self._head = Head(self._head.size + 1, digest_of(data))
         self._things.add(tuple(fields.get(name) for name in _THING))
-        # Not on disk for sure: after a crash it may be older than the lines, never younger.
-        temporary = temporary_name(self._head_path)
-        temporary.write_text(str(self._head))
-        temporary.replace(self._head_path)
+        self._write_head()
+
+    def _write_head(self) -> None:
+        write_atomic(self._head_path, str(self._head).encode(), mode=0o600)
 
 
 class _Turn:
@@ -221,13 +220,47 @@ def _whole(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _read_head(path: Path) -> Head:
-    """What is said of the last line; of none where nothing is said."""
+def _write_whole(path: Path, data: bytes) -> None:
+    """Append all of `data`, on disk, or nothing of it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            written = 0
+            while written < len(data):  # a full disk takes a part of it first
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _check_head(said: Head | None, lines: list[Line], head: Head) -> None:
+    """Whether lines end where the head says, or one line later, as a crash between the two leaves them."""
+    if said is None:
+        if head.size:
+            raise VerificationError(f"{head.size} lines of the ledger are here, and the file that says so is not")
+        return
+    if said.size > head.size:
+        raise VerificationError(f"the ledger has {head.size} lines; it had {said.size}: the last ones are missing")
+    if said.digest != _digest_before(said.size, lines, head):
+        raise VerificationError(f"line {said.size - 1} of the ledger is another than was written last")
+
+
+def _digest_before(size: int, lines: list[Line], head: Head) -> object:
+    """What the line of that number is chained to."""
+    return head.digest if size == head.size else lines[size - head.size]["prev"]
+
+
+def _read_head(path: Path) -> Head | None:
+    """What is said of the last line; None where nothing is said."""
     try:
         size, _, digest = path.read_text().rstrip("\n").partition(" ")
-        return Head(int(size), digest) if size else Head()  # cut off by a power cut
+        return Head(int(size), digest)
     except FileNotFoundError:
-        return Head()
+        return None
     except ValueError as error:
         raise VerificationError(
             f"{path} is damaged; look at the ledger itself, and write down what you find"

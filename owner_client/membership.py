@@ -98,6 +98,10 @@ def enrol(
         ConflictError: this home has joined already, as another owner or elsewhere.
         NotPermittedError: the invitation is used, expired or not of this coordinator.
     """
+    if "/" in invitation.owner:
+        raise MalformedError(
+            f"this invitation is for {invitation.owner}, who is no owner; an auditor joins with: concord audit enrol"
+        )
     if home.settings_file.exists():
         settings = home.settings()
         if _was_begun_with(home, invitation):

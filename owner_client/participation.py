@@ -15,6 +15,7 @@ from typing import Any, Final
 from common.errors import ConflictError, ConsentError, NotFoundError, VerificationError
 from common.files import exclusive, make_private_directory, read_required, taking_turns
 from common.jobs import JobEvent, RunJob, run_job
+from common.model.expert import EXPERT_NAME
 from common.trust.describe import describe
 from common.trust.manifest import MANIFEST_NAME, check_directory, digest_of, digest_of_file
 from common.trust.statements import (
@@ -39,6 +40,7 @@ from owner_client.membership import REFUSALS, Membership, send, wait_for_quorum
 
 _BACKDATED: Final = timedelta(minutes=5)
 _TRAINER: Final = "owner_client.train"
+_MOST_TERMS_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,9 @@ def consent(member: Membership, settings: ConsentSettings, *, base: Base) -> Con
         MalformedError: a name or date is none.
         NotFoundError: the terms' file is not there.
     """
-    terms = read_required(settings.terms, hint="name the file with the terms that you agree to")
+    terms = read_required(
+        settings.terms, hint="name the file with the terms that you agree to", max_bytes=_MOST_TERMS_BYTES
+    )
     wait_for_quorum(member)
     now = datetime.now(UTC)
     start = now - _BACKDATED if settings.not_before is None else parse_time(settings.not_before)
@@ -220,6 +224,17 @@ def expert_directory(member: Membership, base: Base) -> Path:
 def plan_submission(member: Membership, *, base: Base) -> EgressPlan:
     """What `submit` would send; sends nothing."""
     return egress.plan(expert_directory(member, base), base=base.directory)
+
+
+def was_asked_about(member: Membership, *, base: Base) -> bool:
+    """Whether the expert at home is one that a person was asked about, and did not reject."""
+    asked = {
+        review.wanted.digest
+        for review in member.reviews.all()
+        if review.wanted.kind == "expert" and review.answer != "rejected"
+    }
+    is_there = (expert_directory(member, base) / EXPERT_NAME).is_file()
+    return bool(asked) and is_there and plan_submission(member, base=base).entry.digest in asked
 
 
 def submit(member: Membership, *, base: Base, on_bytes: OnBytes) -> Said:

@@ -12,7 +12,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from common.errors import ApprovalNeededError, ConflictError, EgressDeniedError, NotFoundError
+from common.errors import (
+    ApprovalNeededError,
+    ConflictError,
+    EgressDeniedError,
+    MalformedError,
+    NotFoundError,
+    VerificationError,
+)
 from common.files import make_private_directory, write_atomic
 from common.trust import strict_json
 from common.trust.statements import format_time, parse_time
@@ -144,11 +151,33 @@ class Reviews:
         path = self._directory / f"{review_id}.json"
         if not _ID.fullmatch(review_id) or not path.is_file():
             return None
-        fields = json.loads(path.read_bytes())
-        asked_at = fields.pop("asked_at")
-        wanted = Wanted(**fields)
+        match _read_object(path):
+            case {"asked_at": str(asked_at), "kind": str(kind), "name": str(name), "digest": str(digest),
+                  "size_bytes": int(size_bytes), "to": str(to), "summary": dict(summary)}:  # fmt: skip
+                texts = {key: str(value) for key, value in summary.items()}
+                wanted = Wanted(kind, name, digest, size_bytes, to, texts)
+            case _:
+                raise _damaged(path)
         for word in ("rejected", "approved"):
             said = path.with_suffix(f".{word}")
-            if said.is_file() and (answer := json.loads(said.read_bytes()))["digest"] == wanted.digest:
-                return Review(wanted, asked_at, word, answer["reason"])
+            if not said.is_file():
+                continue
+            match _read_object(said):
+                case {"digest": wanted.digest, "reason": str() | None as reason}:
+                    return Review(wanted, asked_at, word, reason)
+                case {"digest": str(), "reason": str() | None}:
+                    continue  # of other bytes
+                case _:
+                    raise _damaged(said)
         return Review(wanted, asked_at, "waiting", None)
+
+
+def _read_object(path: Path) -> Mapping[str, object]:
+    try:
+        return strict_json.load_object(path.read_bytes(), what=str(path))
+    except MalformedError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> VerificationError:
+    return VerificationError(f"{path} is damaged; move it aside, and you are asked again before these bytes leave")

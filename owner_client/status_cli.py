@@ -18,6 +18,7 @@ from common.trust.manifest import digest_of
 from common.trust.pki import identity_of
 from common.trust.root import TrustedRoot
 from common.trust.statements import ConsentGrant, ExpertContribute, format_time, parse_time
+from owner_client.campaign_folder import folders
 from owner_client.config import OwnerHome, OwnerSettings
 from owner_client.ledger import TRAFFIC, UPLOAD, ledger_at
 from owner_client.options import HOME, HomeOption
@@ -58,6 +59,7 @@ def standing(home: OwnerHome) -> dict[str, Any]:
         **_certificate(home),
         **_consents(home, settings, root),
         "waiting_for_approval": _waiting(home, settings),
+        "campaigns_waiting": [folder.id for folder in folders(home) if folder.state == "offered"],
         "sent_bytes": _sent(home),
         "daemon": state_of_daemon(home),
     }

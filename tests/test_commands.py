@@ -152,7 +152,10 @@ def test_the_coordinator_and_owner_groups_are_named_in_help() -> None:
 def test_a_command_that_is_not_there_is_wrong_usage() -> None:
     shown = concord("coordinate")
     assert shown.returncode == 2
-    assert shown.stderr == "Error: no command 'coordinate'; there are: coordinator, owner, audit, witness, demo\n"
+    assert (
+        shown.stderr
+        == "Error: no command 'coordinate'; there are: coordinator, owner, audit, witness, demo, simulate\n"
+    )
 
 
 # JSON
@@ -222,7 +225,7 @@ SAID = {
     "owner status": {
         "event", "owner", "coordinator", "trusted_root", "certificate_until", "renews_at", "consent_in_force",
         "consent_until", "consent_to_come", "consent_from", "expert_in_the_log", "statements", "not_in_the_log_yet",
-        "waiting_for_approval", "sent_bytes", "daemon",
+        "waiting_for_approval", "campaigns_waiting", "sent_bytes", "daemon",
     },
     "owner ledger": {"event", "sent"},
     "coordinator status": {

@@ -15,7 +15,7 @@ import pytest
 from common.errors import ConcordError, MalformedError, VerificationError
 from common.trust.note import SigningKey
 from owner_client import egress
-from owner_client.ledger import Ledger
+from owner_client.ledger import START, Ledger
 from owner_client.ledger_export import export, read_export
 from owner_client.traffic import Traffic
 from tests.commands import concord
@@ -87,9 +87,59 @@ def test_a_line_that_a_crash_cut_off_is_written_anew(ledger: Ledger, tmp_path: P
     assert again.verify().size == 6
 
 
-def test_a_head_that_a_power_cut_emptied_says_nothing(ledger: Ledger, tmp_path: Path) -> None:
-    (tmp_path / "ledger.head").write_bytes(b"")
-    assert Ledger(tmp_path / "ledger.jsonl").verify().size == 5
+@pytest.mark.parametrize("change", ["one line less", "no head", "an empty head", "another head"])
+def test_nothing_is_written_to_a_ledger_that_was_cut(change: str, ledger: Ledger, tmp_path: Path) -> None:
+    """What was cut stays missing: the next line would give it a new end."""
+    lines, head = tmp_path / "ledger.jsonl", tmp_path / "ledger.head"
+    if change == "one line less":
+        lines.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[:-1]))
+    elif change == "no head":
+        head.unlink()
+    else:
+        head.write_bytes(b"" if change == "an empty head" else b"junk\n")
+    left = lines.read_bytes()
+    for found in (Ledger(lines), ledger):  # another process, and one that wrote it
+        with pytest.raises(VerificationError, match=r"Nothing leaves before that is understood"):
+            found.record("statement", name="one more", digest=START, size_bytes=1, to="there:1")
+    with pytest.raises(VerificationError):
+        Ledger(lines).verify()
+    assert lines.read_bytes() == left
+
+
+def test_a_ledger_that_was_put_aside_is_begun_anew(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").rename(tmp_path / "aside")
+    (tmp_path / "ledger.head").rename(tmp_path / "aside.head")
+    for found in (ledger, Ledger(tmp_path / "ledger.jsonl")):
+        found.record("statement", name="first", digest=START, size_bytes=1, to="there:1")
+        assert found.verify().size == 1
+
+
+def test_a_crash_between_a_line_and_its_head_is_no_cut(ledger: Ledger, tmp_path: Path) -> None:
+    head = (tmp_path / "ledger.head").read_bytes()
+    ledger.record("statement", name="one more", digest=START, size_bytes=1, to="there:1")
+    (tmp_path / "ledger.head").write_bytes(head)
+    again = Ledger(tmp_path / "ledger.jsonl")
+    again.record("statement", name="and another", digest=START, size_bytes=1, to="there:1")
+    assert again.verify().size == 7
+
+
+_FULL = """
+import resource, sys
+from pathlib import Path
+from owner_client.ledger import START, Ledger
+path, room = Path(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room,) * 2)
+Ledger(path).record("statement", name="too much", digest=START, size_bytes=1, to="there:1")
+"""
+
+
+def test_a_line_that_the_disk_takes_half_of_is_not_written(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    left = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", _FULL, path, "60"], capture_output=True, text=True, check=False)
+    assert "NoRoomError: no space left for the ledger" in done.stderr
+    assert path.read_bytes() == left
+    assert Ledger(path).verify() == ledger.verify()
 
 
 _WRITER = """

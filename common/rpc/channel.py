@@ -384,7 +384,10 @@ def error_of(error: grpc.RpcError) -> ConcordError:
 
 def _brief(details: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in details:
-        return "its certificate was not issued by the pinned certificate authority"
+        return (
+            "its certificate was not issued by the pinned certificate authority; if the consortium changed its root, "
+            "ask the admin for an invitation"
+        )
     if "Connection refused" in details:
         return "nothing listens at its address; is `concord coordinator serve` running there?"
     return details[:200]

@@ -134,5 +134,7 @@ def check_close(statement: CampaignClose, history: "History") -> None:
     asked = campaign.statement
     if statement.by == "quorum" and len(statement.reported) < asked.quorum:
         raise ConflictError(f"{len(statement.reported)} owners reported, under the quorum of {asked.quorum}")
+    if statement.by == "everybody" and statement.absent:
+        raise ConflictError(f"{', '.join(statement.absent)} have not answered; closed because everybody did")
     if statement.by == "date" and parse_time(statement.issued_at) < parse_time(asked.closes_at):
         raise ConflictError(f"campaign {statement.campaign_id} is open until {asked.closes_at}")

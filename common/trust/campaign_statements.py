@@ -90,7 +90,7 @@ WITH_ATTACHMENT: Final = frozenset({"evaluate", "select-proxy"})
 
 class CampaignDefine(Statement):
     """The coordinator asks these owners for something, between two dates. `record_id` is the campaign's id. It is over
-    when `quorum` of them have reported, or at the later date."""
+    when `quorum` of them have reported, when every one of them has answered, or at the later date."""
 
     type: ClassVar[str] = "campaign.define"
     parameters: Parameters
@@ -152,7 +152,7 @@ class CampaignClose(Statement):
 
     type: ClassVar[str] = "campaign.close"
     campaign_id: RecordId
-    by: Literal["quorum", "date", "admin"]
+    by: Literal["quorum", "everybody", "date", "admin"]
     reported: Annotated[list[PartyId], Field(max_length=_MAX_OWNERS)]
     declined: Annotated[list[PartyId], Field(max_length=_MAX_OWNERS)]
     absent: Annotated[list[PartyId], Field(max_length=_MAX_OWNERS)]

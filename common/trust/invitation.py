@@ -14,6 +14,8 @@ from common.trust import strict_json
 from common.trust.root import TrustedRoot
 
 TOKEN_BYTES: Final = 32
+MAX_BYTES: Final = 64 * 1024
+"""Of an invitation's file."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _TARGET = re.compile(r"[^\s/]{1,255}:[0-9]{1,5}")
 

@@ -271,6 +271,12 @@ def _server_names(identity: Identity, names: Sequence[str]) -> list[x509.General
     return [_server_name(name) for name in names]
 
 
+def check_server_name(name: str) -> str:
+    """`name` if a certificate may bear it: a DNS name in lower case, or an IP address; else a `ValueError`."""
+    _server_name(name)
+    return name
+
+
 def _server_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ip_address(name))

@@ -69,9 +69,12 @@ def enrol(federation: Federation, name: str, *, public: Path, **settings: str) -
     return owner
 
 
-def ask_evaluation(federation: Federation, *, model: str = "base-0", **changes: Any) -> CampaignDefine:
+def ask_evaluation(
+    federation: Federation, *, model: str = "base-0", max_bytes: int | None = None, **changes: Any
+) -> CampaignDefine:
     """Ask how good a model is."""
-    parameters = Evaluate(kind="evaluate", model=model_of(federation.coordinator, model))
+    optional = {} if max_bytes is None else {"max_bytes": max_bytes}
+    parameters = Evaluate(kind="evaluate", model=model_of(federation.coordinator, model), **optional)
     recorded = federation.coordinator.campaigns.define(parameters, **{"min_documents": 2, **changes})
     assert isinstance(recorded.statement, CampaignDefine)
     return recorded.statement

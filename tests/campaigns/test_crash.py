@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from common.audit import audit
-from common.trust.campaign_statements import CampaignDefine, Train
+from common.trust.campaign_statements import CampaignDefine
 from common.trust.statements import parse_note
 from coordinator import home as coordinator_home
-from coordinator.campaign_subjects import base_digest_of
 from coordinator.config import CoordinatorSettings
+from coordinator.releases import publish_base
 from owner_client import egress
 from owner_client.campaign_folder import folder_of
-from tests.campaigns.asking import wait_until
+from tests.campaigns.asking import ask_evaluation, enrol, wait_until
 from tests.commands import stop
 from tests.federation import FEDERATION, Federation, Owner, free_ports
 from tests.test_crash import PUBLISHED, Point, Victim, answered, appended, at, kept
@@ -39,7 +39,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point.command}: {point.name}")
-def test_a_campaign_ends_with_each_answer_once(point: Point, tmp_path: Path) -> None:
+def test_a_campaign_ends_with_each_answer_once(point: Point, tmp_path: Path, small_base: Path) -> None:
     ports, home = free_ports(2), tmp_path / "coordinator"
     settings = CoordinatorSettings(
         federation=FEDERATION, origin=f"{FEDERATION}/log", port=ports[0], enrolment_port=ports[1]
@@ -49,13 +49,10 @@ def test_a_campaign_ends_with_each_answer_once(point: Point, tmp_path: Path) -> 
     with coordinator_home.open_home(home) as coordinator:
         federation = Federation(tmp_path, ports, coordinator)
         federation.start()
-        federation.publish_base()
-        owner = federation.enrol("archive", patience_s=60)
-        file = owner.home.settings_file
-        file.write_text(f'{file.read_text()}poll_s = 0.1\n[campaigns]\naccept = ["train"]\n')
-        parameters = Train(kind="train", base_digest=base_digest_of(coordinator))
-        campaign = coordinator.campaigns.define(parameters).statement
-        assert isinstance(campaign, CampaignDefine)
+        publish_base(coordinator, small_base)
+        owner = enrol(federation, "archive", public=small_base.parent / "public")
+        owner.patience_s = 60
+        campaign = ask_evaluation(federation, max_bytes=1000)
         federation.stop()
         with victim.keep_serving(home) if point.command == COORDINATOR else _serving(federation):
             _answer(victim, federation, owner, campaign)
@@ -93,7 +90,8 @@ def _check_once(federation: Federation, owner: Owner, campaign: CampaignDefine) 
     types = [parse_note(log.entry(index))[1].type for index in range(size)]
     assert types.count("campaign.result") == types.count("campaign.close") == 1
     assert federation.coordinator.campaigns.table(campaign.record_id)[0].state == "reported"
-    assert [line["name"] for line in egress.read_ledger(owner.home.ledger)].count("campaign.result") == 1
+    # The statement, and the router shares beside it.
+    assert [line["name"] for line in egress.read_ledger(owner.home.ledger)].count("campaign.result") == 2
     assert list(owner.home.statements.glob("*.refused")) == []
     report = audit(federation.public, root=federation.coordinator.registry.root)
     assert report.holds, report.findings[-1]

@@ -13,14 +13,14 @@ from common.errors import (
     TooLargeError,
     VerificationError,
 )
-from common.trust.campaign_statements import CampaignDefine, CampaignResult, Train
+from common.trust.campaign_statements import CampaignClose, CampaignDefine, CampaignResult, Train
 from common.trust.note import SigningKey
-from common.trust.statements import OwnerKeyRevoke
+from common.trust.statements import OwnerKeyRevoke, parse_note
 from coordinator.campaign_subjects import base_digest_of
 from coordinator.upkeep import Upkeep
 from owner_client import campaigns
 from owner_client.campaign_folder import folder_of
-from tests.campaigns.asking import wait_until, working
+from tests.campaigns.asking import is_closed, wait_until, working
 from tests.federation import Federation, Owner
 from tests.raw_calls import key_of, next_fields, note_of
 
@@ -34,9 +34,11 @@ def ask(federation: Federation, *owners: str) -> CampaignDefine:
 
 
 def set_policy(owner: Owner, policy: str = "") -> None:
-    """Ask often; what is accepted by itself."""
+    """Ask often; what is accepted by itself. Its daemon would train."""
     file = owner.home.settings_file
-    file.write_text(f"{file.read_text()}poll_s = 0.1\n[campaigns]\n{policy}\n")
+    text = f'data = "{owner.home.path}"\npublic = "{owner.home.path}"\npoll_s = 0.1\n'
+    consent = f'[consent]\npurposes = ["research"]\nterms = "{owner.terms}"\n'
+    file.write_text(f"{file.read_text()}{text}[campaigns]\n{policy}\n{consent}")
 
 
 @pytest.fixture
@@ -62,13 +64,38 @@ def test_what_is_not_accepted_by_the_settings_waits_for_a_person(consortium: Fed
         campaigns.decide(owner.home, campaign.record_id, accept=False)
 
 
+def test_nobody_says_that_training_was_begun_where_it_was_not(consortium: Federation, owner: Owner) -> None:
+    file = owner.home.settings_file
+    file.write_text(file.read_text().partition("[consent]")[0])
+    campaign = ask(consortium)
+    campaigns.take_offer(owner.home, consortium.coordinator.campaigns.offers_for("archive")[0])
+    campaigns.decide(owner.home, campaign.record_id, accept=True)
+    with working(owner):
+        wait_until(lambda: campaigns.state_of(owner.home, campaign.record_id) == "failed", "the failure")
+    assert b"set [consent]" in (folder_of(owner.home, campaign.record_id).read("failed") or b"")
+    assert state_in_log(consortium, campaign) != "reported"
+
+
+def test_a_campaign_is_over_once_everybody_has_answered(consortium: Federation, owner: Owner) -> None:
+    """Its quorum cannot be had any more."""
+    campaign = ask(consortium, "archive")
+    campaigns.take_offer(owner.home, consortium.coordinator.campaigns.offers_for("archive")[0])
+    campaigns.decide(owner.home, campaign.record_id, accept=False)
+    with working(owner):
+        wait_until(lambda: is_closed(consortium, campaign.record_id), "the end of it")
+    closed = parse_note(consortium.coordinator.log.entry(consortium.coordinator.registry.size() - 1))[1]
+    assert isinstance(closed, CampaignClose)
+    assert (closed.by, closed.declined) == ("everybody", ["archive"])
+
+
 def test_a_person_declines_with_a_reason(consortium: Federation, owner: Owner) -> None:
     campaign = ask(consortium)
     with working(owner):
         wait_until(lambda: state_in_log(consortium, campaign) == "offered", "the offer")
         campaigns.decide(owner.home, campaign.record_id, accept=False, reason="not this year")
         wait_until(lambda: state_in_log(consortium, campaign) == "declined", "the refusal")
-    assert b"not this year" in consortium.coordinator.log.entry(consortium.coordinator.registry.size() - 1)
+    size = consortium.coordinator.registry.size()
+    assert any(b"not this year" in consortium.coordinator.log.entry(index) for index in range(size))
 
 
 def test_a_refusal_that_comes_after_the_end_is_said_once_and_let_be(consortium: Federation, owner: Owner) -> None:
