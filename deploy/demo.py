@@ -9,8 +9,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Final, TypeVar
@@ -30,6 +30,7 @@ from owner_client.config import OwnerHome
 from owner_client.egress import read_ledger
 
 Result = TypeVar("Result")
+Timed = Callable[[str], AbstractContextManager[None]]
 
 PUBLIC: Final = "public"
 FEDERATION: Final = "demo.concord"
@@ -49,6 +50,8 @@ class Plan:
     num_owners: int
     seed: int
     keep: bool
+    pretraining: Mapping[str, int | float] = field(default_factory=lambda: PRETRAIN)
+    training: Mapping[str, int | float] = field(default_factory=lambda: EXPERT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +150,32 @@ def _run(stage: Stage) -> dict[str, object]:
         seconds[name] = round(time.monotonic() - started, 1)
 
     with ExitStack() as running:
-        with timed("public model"):
-            _publish(stage)
-        with timed("enrolment"):
-            _serve(stage, running)
-            _enrol(stage)
-        with timed("owners train and submit"):
-            daemons = _take_part(stage, running)
+        daemons = bring_together(stage, running, timed)
         leaver = stage.owners[0]
         with _beside(stage, _evaluate_pairs) as pairs:  # one processor each
             with timed("release 1"):
-                first = _release(stage, "release-1")
+                first = make_release(stage, "release-1")
             with timed("opt-out and release 2"):
                 _leave(stage, leaver, daemons[leaver])
-                second = _release(stage, "release-2")
+                second = make_release(stage, "release-2")
             with timed("waiting for each owner's own model"):
                 own = pairs.result()
         with timed("audit"):
             audited = stage.do("audit", "audit", "verify", stage.public, "--root", stage.public / "trusted_root.json")
             stage.reporter.step("audit: every step holds")
     return _figures(stage, leaver, [first, second], own, audited, seconds)
+
+
+def bring_together(stage: Stage, running: ExitStack, timed: Timed) -> dict[str, Command]:
+    """Everything until all experts are submitted; returns the owners' daemons, which run on as the coordinator's does
+    until `running` ends."""
+    with timed("public model"):
+        _publish(stage)
+    with timed("enrolment"):
+        _serve(stage, running)
+        _enrol(stage)
+    with timed("owners train and submit"):
+        return _take_part(stage, running)
 
 
 @contextmanager
@@ -196,7 +205,7 @@ def _publish(stage: Stage) -> None:
         )  # fmt: skip
         stage.reporter.step("coordinator: certificate authority, log and release keys, empty registry")
     options = stage.plan.workdir / "pretrain.toml"
-    options.write_text(_toml({**PRETRAIN, "seed": stage.plan.seed, "threads": 2}))
+    options.write_text(_toml({**stage.plan.pretraining, "seed": stage.plan.seed, "threads": 2}))
     base = stage.plan.workdir / "base"
     stage.do(
         "coordinator", "coordinator", "pretrain", "--data", stage.text / PUBLIC, "--output", base, "--config", options
@@ -246,7 +255,7 @@ def _agree(stage: Stage, owner: str) -> None:
         return
     write_atomic(terms, _TERMS.encode())
     consent = f'\n[consent]\npurposes = ["research"]\nterms = {json.dumps(str(terms))}\n'
-    training = f"\n[training]\n{_toml({**EXPERT, 'seed': stage.plan.seed, 'threads': 1})}"
+    training = f"\n[training]\n{_toml({**stage.plan.training, 'seed': stage.plan.seed, 'threads': 1})}"
     write_atomic(settings, ("poll_s = 1\n" + written + consent + training).encode())
 
 
@@ -261,7 +270,8 @@ def _take_part(stage: Stage, running: ExitStack) -> dict[str, Command]:
     return daemons
 
 
-def _release(stage: Stage, name: str) -> Fields:
+def make_release(stage: Stage, name: str) -> Fields:
+    """Assemble, evaluate, sign and log what is in force."""
     held_out = _held_out(stage)
     made = stage.do(
         name, "coordinator", "release", "--home", stage.home, "--evaluate", held_out,
