@@ -3,11 +3,11 @@
     python -m benchmarks.campaign_proxies --data DIR [--work DIR]       # the last line is one JSON object
 
 `DIR` holds a folder of text a domain, one of them called public. A share of each owner's documents counts as public, as
-web text holds a little of everything, and is in no owner's text. The public model is trained on six in ten of the public
-documents; the others are the pool. A campaign asks each owner which documents of the pool look like its own. Which are
-is known here: precision is the share of the chosen ones that are of the owner's domain; beside it stands what the owner
-said of its classifier, tried on text held out at home. Then router rows are trained on what was chosen. What left each
-owner meanwhile is its ledger's word.
+web text holds a little of everything, and is in no owner's text. The public model is trained on six in ten of the
+public documents; the others are the pool. A campaign asks each owner which documents of the pool look like its own.
+Which are is known here: precision is the share of the chosen ones that are of the owner's domain; beside it stands what
+the owner said of its classifier, tried on text held out at home. Then router rows are trained on what was chosen. What
+left each owner meanwhile is its ledger's word.
 """
 
 import argparse
@@ -117,12 +117,10 @@ def left(stage: Stage) -> dict[str, dict[str, int]]:
 
 def gained(stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Bits per byte of both releases, on every domain and on average over owners'."""
-    rows = {name: _scores(each) for name, each in (("release", before), ("release+rt", after))}
+    rows = {"release": _scores(before), "release+rt": _scores(after)}
     average = {name: sum(row[owner] for owner in stage.owners) / len(stage.owners) for name, row in rows.items()}
     return {
-        "bits_per_byte": {
-            name: {domain: round(value, 4) for domain, value in row.items()} for name, row in rows.items()
-        },
+        "bits_per_byte": rows,
         "average": {name: round(value, 5) for name, value in average.items()},
         "gain_percent": round(100 * (1 - average["release+rt"] / average["release"]), 3),
     }
@@ -130,8 +128,11 @@ def gained(stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 def _scores(made: Mapping[str, Any]) -> dict[str, float]:
     found = json.loads((Path(str(made["directory"])) / "evaluation.json").read_text())
-    scores: dict[str, float] = found["bits_per_byte"]
-    return scores
+    return {domain: round(value, 4) for domain, value in found["bits_per_byte"].items()}
+
+
+def _more(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    return {name: size - before.get(name, 0) for name, size in now.items() if size != before.get(name)}
 
 
 def measure(stage: Stage, domains: Mapping[str, str]) -> dict[str, Any]:
@@ -142,8 +143,7 @@ def measure(stage: Stage, domains: Mapping[str, str]) -> dict[str, Any]:
     sent = left(stage)
     count = min(there.count(owner) for owner in stage.owners) // 2
     campaign_id, chosen = choose(stage, pool_folder, count=count)
-    more = {owner: {name: size - sent[owner].get(name, 0) for name, size in now.items() if size != sent[owner].get(name)}
-            for owner, now in left(stage).items()}  # fmt: skip
+    now = left(stage)
     before = {"directory": stage.public / "releases" / "release-1"}
     after = stage.do(
         "train-routers", "coordinator", "train-routers", "release-1", "--campaign", campaign_id, "--home", stage.home,
@@ -153,7 +153,7 @@ def measure(stage: Stage, domains: Mapping[str, str]) -> dict[str, Any]:
         "pool_documents": len(pool),
         "proxies": precision(chosen, domains, pool),
         **gained(stage, before, after),
-        "left_owners_meanwhile_bytes": more,
+        "left_owners_meanwhile_bytes": {owner: _more(sent[owner], now[owner]) for owner in stage.owners},
     }
 
 
