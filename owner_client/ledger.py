@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Final
 
-from common.errors import MalformedError, VerificationError
+from common.errors import MalformedError, NoRoomError, VerificationError
 from common.files import full_disk_is_unavailable, taking_turns, write_atomic
 from common.trust import strict_json
 from common.trust.manifest import digest_of
@@ -141,12 +141,21 @@ class Ledger:
     def _append(self, fields: dict[str, object]) -> None:
         line = {"seq": self._head.size, "prev": self._head.digest, "at": format_time(datetime.now(UTC)), **fields}
         data = strict_json.canonical(line)
-        with full_disk_is_unavailable(f"the ledger {self._path}, and nothing leaves without its line"):
-            _write_whole(self._path, data + b"\n")
+        before = self._head
+        try:
+            with full_disk_is_unavailable(str(self._path)):
+                _write_whole(self._path, data + b"\n")
+            self._head = Head(before.size + 1, digest_of(data))
+            self._write_head()
+        except NoRoomError as error:
+            os.truncate(self._path, self._read)
+            self._head = before
+            raise NoRoomError(
+                "no space left for the ledger, and nothing leaves that is not in it; free some and go on: what is "
+                "stored stays"
+            ) from error
         self._read += len(data) + 1
-        self._head = Head(self._head.size + 1, digest_of(data))
         self._things.add(tuple(fields.get(name) for name in _THING))
-        self._write_head()
 
     def _write_head(self) -> None:
         write_atomic(self._head_path, str(self._head).encode(), mode=0o600)

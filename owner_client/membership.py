@@ -26,7 +26,7 @@ from common.errors import (
 )
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.rpc.identity import TlsIdentity
-from common.trust.campaign_statements import CampaignResult
+from common.trust.campaign_statements import CampaignDecline, CampaignResult
 from common.trust.certificate_request import CertificateRequest, parse_certificate_request
 from common.trust.cosignature import Witness, cosign, cosigned
 from common.trust.invitation import Invitation
@@ -379,7 +379,7 @@ def send(member: Membership, said: Said, *, chain: Chain | None = None) -> Said:
 def _deliver(member: Membership, said: Said) -> bytes:
     """Bring a statement to the coordinator, with what goes beside it; its verified receipt."""
     note, beside = answer_messages(member, said)
-    if not isinstance(said.statement, CampaignResult):
+    if not isinstance(said.statement, CampaignResult | CampaignDecline):
         return member.client.record(note)
     return member.client.report(note, beside)
 

@@ -237,7 +237,7 @@ SAID = {
     "audit log": {"event", "audit", "entries"},
     "audit owner": {"event", "owner", "entries", "releases"},
     "audit removal": {"event", "left", "kept", "tensors"},
-    "audit rebuild": {"event", "release", "files", "taken_over"},
+    "audit rebuild": {"event", "release", "files", "taken_over", "trained_slots"},
     "audit export": {"event", "bundle", "entries"},
 }  # fmt: skip
 

@@ -61,7 +61,7 @@ def test_a_daemon_says_that_it_is_ready_lives_and_stops(consortium: Federation, 
         )  # fmt: skip
         said: list[str] = []
         while not {"READY=1", "WATCHDOG=1"} <= set(said) or not any(
-            each.startswith("STATUS=the log has") for each in said
+            each.startswith("STATUS=no consent") for each in said
         ):
             said.append(manager.recv(4096).decode())
         assert stop(daemon, signal.SIGTERM)[0] == 0

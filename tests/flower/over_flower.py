@@ -94,9 +94,12 @@ def over_flower(path: Path, base: Path) -> Iterator[Consortium]:
             owner = enrol(federation, name, public=base.parent / "public", accept='["evaluate"]')
             consortium.said[name] = quiet = Quiet()
             file = owner.home.settings_file
-            file.write_text(f"{file.read_text()}[flower]\nenabled = true\napps = {[apps] if apps else []}\n")
+            consent = f'[consent]\npurposes = ["research"]\nterms = "{owner.terms}"\n'  # or it would not train
+            flower_on = f"[flower]\nenabled = true\napps = {[apps] if apps else []}\n"
+            file.write_text(file.read_text() + consent + flower_on)
             consortium.nodes[name] = stack.enter_context(FlowerNode(owner.home, reporter=quiet))
             stack.enter_context(CampaignWorker(owner.home, reporter=quiet, train=lambda: None))
+        CALLS.clear()  # of tests before
         yield consortium
 
 
