@@ -90,7 +90,12 @@ def select_proxy(
     as_json: JsonOption = False,
 ) -> None:
     """Which public documents look like an owner's, for router training: ids and scores come back, and no text."""
+    from common.data import read_split  # with numpy, which no other command here needs
+
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
+        there = len(read_split(existing(pool), "train")) if existing(pool).is_dir() else 0
+        if 0 < there < count:
+            raise MalformedError(f"--count {count} of a pool of {there} documents: no owner could choose so many")
         named = pool_of(coordinator, existing(pool))
         asked = SelectProxy(kind="select-proxy", pool=named, count=count, min_accuracy=min_accuracy)
         _define(coordinator, asked, owner, quorum, hours, min_documents, reporter)

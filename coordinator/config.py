@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from common.config import Settings, load_toml
 from common.trust.pki import check_server_name
@@ -66,6 +66,18 @@ class CoordinatorSettings(Settings):
     witness_poll_s: Annotated[float, Field(gt=0, le=3600)] = 5
     """How often a new checkpoint is looked for and brought to them."""
     flower: FlowerSettings = Field(default_factory=FlowerSettings)
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        """A port serves one thing."""
+        flower = {"flower.port": self.flower.port, "flower.local_port": self.flower.local_port}
+        ports = {"port": self.port, "enrolment_port": self.enrolment_port, "files_port": self.files_port,
+                 **(flower if self.flower.enabled else {})}  # fmt: skip
+        taken: dict[int, str] = {}
+        for name, number in ports.items():
+            if number is not None and taken.setdefault(number, name) != name:
+                raise ValueError(f"{taken[number]} and {name} are both {number}; give each a port of its own")
+        return self
 
     @property
     def reachable_at(self) -> str:

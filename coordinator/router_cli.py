@@ -42,7 +42,9 @@ def train_routers_command(
     evaluate: Annotated[
         Path | None, typer.Option(help="Folder of held-out text to evaluate on, one folder a domain.")
     ] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Evaluate on so much text of each domain at most.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate on so much text of each domain at most.")
+    ] = None,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:

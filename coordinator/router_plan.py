@@ -33,8 +33,8 @@ class RouterSettings(Settings):
     """How rows are trained. Defaults are for small models; the paper's 7B took 5B tokens at 2e-3."""
 
     steps: Annotated[int, Field(ge=1)] = 200
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     sequence_length: Annotated[int, Field(ge=2)] = 256
     public_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of the sequences; the others are of documents that owners chose."""
@@ -45,8 +45,8 @@ class RouterSettings(Settings):
     patience: Annotated[int, Field(ge=1)] = 5
     """After so many tries in a row that were no better, training ends."""
     validation_bytes: Annotated[int, Field(ge=1)] = 200_000
-    seed: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] = 2
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
     device: Literal["cpu", "cuda"] = "cpu"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from common.console import Reporter, job_progress
-from common.errors import ConflictError, NotFoundError, TooLargeError
+from common.errors import ConcordError, ConflictError, ConsentError, NotFoundError, TooLargeError
 from common.files import exclusive, make_private_directory
 from common.jobs import run_job
 from common.model.expert import read_config
@@ -55,26 +55,53 @@ def train_routers(
     home = coordinator.home.router_training
     make_private_directory(home)
     with exclusive(home / "lock", what=f"{home} (training router rows)"):
-        _clear_others(home, plan.parent.release)
+        _clear_others(home, plan)
         folder = home / plan.parent.release / plan.key
         folder.mkdir(parents=True, exist_ok=True)
-        documents, missing = _texts(coordinator, plan, folder)
-        training = training_of(plan, documents)
-        _check_fits(plan, training)
-        published = find_trained(coordinator, plan, training)
-        if published is None:
-            trained = _train(coordinator, plan, folder, documents, reporter)
-            published = publish_trained(coordinator, plan, documents, trained=trained, evaluate=evaluate)
+        try:
+            documents, missing = _texts(coordinator, plan, folder)
+            training = training_of(plan, documents)
+            _check_fits(plan, training)
+            published = find_trained(coordinator, plan, training)
+            if published is None:
+                trained = _train(coordinator, plan, folder, documents, reporter)
+                published = publish_trained(coordinator, plan, documents, trained=trained, evaluate=evaluate)
+        except ConsentError:
+            shutil.rmtree(folder, ignore_errors=True)  # it can come to nothing any more, and holds others' experts
+            raise
+        except ConcordError:
+            check_stands(coordinator, plan.parent.release, folder)
+            raise
         shutil.rmtree(folder)
     kept = tuple(owner for owner in plan.owners.values() if owner not in documents)
     return TrainedRelease(published, documents, missing, kept)
 
 
-def _clear_others(home: Path, release: str) -> None:
-    """What was begun over earlier releases can come to nothing any more."""
+def _clear_others(home: Path, plan: RouterPlan) -> None:
+    """What was begun over earlier releases can come to nothing any more, and what was begun otherwise is given up: each
+    holds a whole model."""
     for path in home.iterdir():
-        if path.is_dir() and path.name != release:
+        if path.is_dir() and path.name != plan.parent.release:
             shutil.rmtree(path)
+    for path in (home / plan.parent.release).glob("*"):
+        if path.name != plan.key:
+            shutil.rmtree(path)
+
+
+def check_stands(coordinator: Coordinator, release: str, folder: Path) -> None:
+    """Whether the release whose rows are trained stands; else what was made of it goes at once.
+
+    Raises:
+        ConflictError: it was withdrawn.
+    """
+    with coordinator.registry.history() as history:
+        withdrawn = history.releases[release].withdrawn_index
+    if withdrawn is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ConflictError(
+            f"{release} was withdrawn by entry {withdrawn} of the log while its rows were trained, and all that was "
+            "made of it here is gone; make the next release first: concord coordinator release"
+        )
 
 
 def _check_fits(plan: RouterPlan, training: RouterTraining) -> None:
@@ -144,6 +171,7 @@ def _train(
     run_job("common.tune", job, config_path=folder / "train.job.json", on_event=job_progress(reporter, "router rows"))
     best = json.loads((output / _RECORD).read_text())["best"]
     if not best["step"]:
+        shutil.rmtree(folder)
         raise ConflictError(
             f"no rows were better on held-out public text than those of {plan.parent.release}, so there is nothing to "
             "release; try another --lr or more --steps, or ask for more documents"

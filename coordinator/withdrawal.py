@@ -5,6 +5,7 @@ was and that they are gone. Everything here may be cut off anywhere and done aga
 """
 
 import logging
+import shutil
 from threading import Thread
 
 from common.errors import ConcordError, ConflictError
@@ -61,6 +62,8 @@ def take_down(coordinator: Coordinator) -> None:
     withdrawn = [each.statement for each in history.releases.values() if each.withdrawn_index is not None]
     for release in withdrawn:
         publication.hide(publication.release(release.release))
+        # A model whose rows are being trained is the release's, experts and all; the job fails without it and ends.
+        shutil.rmtree(coordinator.home.router_training / release.release, ignore_errors=True)
     gone = _files(coordinator, [release.manifest_digest for release in withdrawn]) | taken_back(history).keys()
     if gone:
         publication.remove(gone - needed_files(coordinator, history))

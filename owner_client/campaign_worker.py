@@ -16,6 +16,7 @@ from common.errors import (
     ApprovalNeededError,
     ConcordError,
     ConflictError,
+    MalformedError,
     NotPermittedError,
     SignatureNeededError,
     UnavailableError,
@@ -28,6 +29,7 @@ from owner_client.campaign_work import find_answer
 from owner_client.campaigns import take_offer
 from owner_client.config import OwnerHome
 from owner_client.flower_exchange import is_silent
+from owner_client.latest_settings import LatestSettings
 from owner_client.membership import Membership, open_membership
 
 logger = logging.getLogger(__name__)
@@ -58,18 +60,19 @@ class CampaignWorker:
 
     def _run(self) -> None:
         pauses = Pauses(longest_s=_LONGEST_PAUSE_S)
+        settings = LatestSettings(self._home, reporter=self._reporter)
         while not self._stop.is_set():
             try:
                 with open_membership(self._home, patience_s=0, stop=self._stop) as member:
-                    while not self._stop.is_set() and self._home.settings() == member.settings:
+                    while not self._stop.is_set() and settings.now() == member.settings:
                         self._look(member)
                         pauses.begin_again()
                         self._stop.wait(_LOOK_EVERY_S)
             except KeyboardInterrupt:
                 return  # ended in the middle of something, which is done again
-            except (UnavailableError, NotPermittedError) as error:
+            except (UnavailableError, NotPermittedError, MalformedError) as error:
                 logger.info("campaigns wait: %s", error)
-                self._stop.wait(pauses.next_s(self._home.settings().poll_s))
+                self._stop.wait(pauses.next_s(settings.now().poll_s))
             except Exception:  # a worker that ends would leave every later campaign unanswered
                 logger.exception("campaigns wait for something unforeseen to pass")
                 self._stop.wait(_LONGEST_PAUSE_S)

@@ -5,7 +5,7 @@ renewed one is taken up in a new channel, and a stream ends early, to be gone on
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from common.rpc.channel import FETCH, PUT_CHUNKS, open_channel
+from common.rpc.channel import FETCH, PUT_CHUNKS, close_channel, open_channel
 from common.rpc.identity import TlsIdentity
 from protos import campaign_pb2_grpc, enrolment_pb2_grpc, registry_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 
@@ -53,9 +53,9 @@ class Connection:
         if self.is_due:
             self._due_at = None  # due again at once, by a clock that is wrong: better the old one than none
         if tls != self._tls:
-            self._channel.close()
+            close_channel(self._channel)
             self._open(tls)
 
     def close(self) -> None:
         """Close the channel, and what goes on in it."""
-        self._channel.close()
+        close_channel(self._channel)

@@ -17,6 +17,7 @@ from common.console import Reporter, bytes_progress, job_progress
 from common.errors import (
     ApprovalNeededError,
     EgressDeniedError,
+    MalformedError,
     NoRoomError,
     NotFoundError,
     NotPermittedError,
@@ -33,6 +34,7 @@ from owner_client import participation
 from owner_client.campaign_reports import waits_for_flower
 from owner_client.campaign_worker import CampaignWorker
 from owner_client.config import OwnerHome
+from owner_client.latest_settings import LatestSettings
 from owner_client.membership import REFUSALS, Membership, cosign_checkpoint, open_membership, renew_if_due
 from owner_client.participation import Base
 
@@ -233,10 +235,11 @@ def watch(home: OwnerHome, *, reporter: Reporter, state: StateFile, stop: Event)
     address in `owner.toml` is taken up; what a person must see to is said once and asked again.
     """
     seen, resending, pauses = -1, _Resending(reporter), Pauses(longest_s=_LONGEST_PAUSE_S)
+    settings = LatestSettings(home, reporter=reporter)
     while not stop.is_set():
         try:
             with open_membership(home, patience_s=0, stop=stop) as member:
-                while not stop.is_set() and home.settings().target == member.settings.target:
+                while not stop.is_set() and settings.now().target == member.settings.target:
                     if renew_if_due(member):
                         reporter.step("certificate renewed")
                         break  # the next connection shows the new one
@@ -250,9 +253,9 @@ def watch(home: OwnerHome, *, reporter: Reporter, state: StateFile, stop: Event)
                         seen = size
                     resending.look(member)
                     stop.wait(member.settings.poll_s)
-        except (UnavailableError, NotPermittedError) as error:
-            pause_s = pauses.next_s(home.settings().poll_s)
-            if isinstance(error, NotPermittedError):
+        except (UnavailableError, NotPermittedError, MalformedError) as error:
+            pause_s = pauses.next_s(settings.now().poll_s)
+            if isinstance(error, NotPermittedError | MalformedError):
                 pause_s = max(pause_s, _PERSON_NEEDED_S)
             logger.info("%s; trying again in %.1f s", error, pause_s)
             again = format_time(datetime.now(UTC) + timedelta(seconds=pause_s))

@@ -16,7 +16,7 @@ from threading import Event
 from typing import Final
 
 from common.console import Reporter
-from common.errors import ConcordError, UnavailableError
+from common.errors import ConcordError, ConflictError, UnavailableError
 from common.files import make_private_directory, read_required, write_atomic, write_secret
 from common.flower import DAEMON, DAEMON_AUTHORITY, DAEMON_WORD, EXCHANGE, check_version, environment, program
 from common.forwarding import AnsweringServer, Asked, Reply, forward
@@ -27,7 +27,7 @@ from common.trust.pki import new_key, openssh_key, public_key
 from owner_client import egress
 from owner_client.config import OwnerHome
 from owner_client.flower_apps import GET_FAB, AllowedApps
-from owner_client.flower_exchange import exchange, touch
+from owner_client.flower_exchange import exchange, fall_silent, touch
 from owner_client.ledger import ledger_at
 from owner_client.membership import open_membership
 from owner_client.traffic import Traffic
@@ -98,7 +98,12 @@ class FlowerNode:
         write_secret(self._here / "node.key", openssh_key(key))
         shown = egress.message(self._home.ledger, "request", name="node key", data=public_key(key), to=to)
         with open_membership(self._home, patience_s=0, stop=self._stop) as member:
-            self._gate_port = member.client.register_node(shown)
+            try:
+                self._gate_port = member.client.register_node(shown)
+            except ConflictError:  # it does not run there
+                fall_silent(self._home)
+                raise
+        touch(self._home)
         return [
             sys.executable, program("flower-supernode"), "--superlink", f"{_HOST}:{self._server.port}",
             "--root-certificates", str(self._here / "loopback.pem"),

@@ -53,6 +53,11 @@ def touch(home: OwnerHome) -> None:
     (home.flower / _HEARD).touch()
 
 
+def fall_silent(home: OwnerHome) -> None:
+    """Note that Flower brings nothing: nobody need wait for it."""
+    (home.flower / _HEARD).unlink(missing_ok=True)
+
+
 def is_silent(home: OwnerHome, settings: OwnerSettings) -> bool:
     """Whether Flower has brought nothing for longer than this owner waits for it."""
     try:

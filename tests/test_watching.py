@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Barrier, Event, Thread
 
 import pytest
 
@@ -13,10 +13,11 @@ from common.errors import MalformedError, NotFoundError, UnavailableError, Verif
 from common.state_file import read_state
 from common.trust.cosignature import Witness
 from common.trust.note import Checkpoint, Note, SigningKey, sign
-from common.trust.statements import ConsentRevoke, new_record_id
+from common.trust.statements import CertRevoke, ConsentRevoke, new_record_id
 from owner_client import egress
 from owner_client.daemon import run
 from owner_client.membership import cosign_checkpoint
+from tests.campaigns.asking import Quiet, wait_until
 from tests.commands import start, stop, wait_for_step
 from tests.federation import THREE, Federation, Owner
 
@@ -114,6 +115,29 @@ def test_a_daemon_waits_for_the_first_public_model(federation: Federation) -> No
         wait_for_step(daemon, "no consent is set")
     finally:
         assert stop(daemon, signal.SIGTERM)[0] == 0
+
+
+def test_a_mistake_in_the_settings_ends_no_daemon(three: Federation) -> None:
+    """What was set before holds until it is mended; the log is watched all the while."""
+    owner = three.owners["archive"]
+    file, reporter, ended = owner.home.settings_file, Quiet(), Event()
+    good = file.read_text() + "poll_s = 0.1\n"
+    file.write_text(good)
+    thread = Thread(target=run, args=(owner.home,), kwargs={"reporter": reporter, "stop": ended})
+    thread.start()
+    try:
+        wait_until(lambda: any("the log has" in text for text in reporter.said), "the first look")
+        file.write_text(good + '[campaigns]\naccept = ["nonsense"]\n')
+        wait_until(lambda: any("holds on until that is mended" in text for text in reporter.said), "a word on it")
+        seen = len(reporter.said)
+        three.coordinator.registry.issue(CertRevoke, owner="hospital")
+        wait_until(lambda: any("the log has" in text for text in reporter.said[seen:]), "another look")
+        assert thread.is_alive()
+        file.write_text(good)
+    finally:
+        ended.set()
+        thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_daemon_that_waits_for_a_public_model_stops(federation: Federation) -> None:

@@ -65,6 +65,17 @@ def test_what_an_owner_takes_back_is_gone_and_the_rest_stays(released: Federatio
     assert audit(released.public, now=TOMORROW).holds
 
 
+def test_a_model_whose_rows_are_being_trained_goes_with_its_release(released: Federation) -> None:
+    """It holds the expert that is taken back."""
+    training = released.coordinator.home.router_training
+    for release in ("release-1", "release-9"):
+        (training / release / "key" / "trained").mkdir(parents=True)
+        (training / release / "key" / "trained" / "model.safetensors").write_bytes(b"whole")
+    take_back(released.owners["archive"])
+    withdrawal.carry_out(released.coordinator, in_background=False)
+    assert sorted(path.name for path in training.iterdir()) == ["release-9"]
+
+
 def test_shards_that_a_later_release_shares_stay(released: Federation) -> None:
     released.owner("archive").opt_out()
     second = released.release()

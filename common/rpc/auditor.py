@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Final, Self
 
-from common.rpc.channel import call, open_channel, stream
+from common.rpc.channel import call, close_channel, open_channel, stream
 from common.rpc.identity import TlsIdentity
 from protos import (
     enrolment_pb2,
@@ -39,7 +39,7 @@ class AuditorCalls:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._channel.close()
+        close_channel(self._channel)
 
     def renew(self, csr: bytes) -> tuple[bytes, bytes]:
         """A new certificate, and the roots to trust from now on; both PEM."""

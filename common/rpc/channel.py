@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent import futures
 from contextvars import ContextVar
+from threading import Thread
 from typing import Any, Final, NoReturn, TypeVar
 
 os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")  # read once, when grpc is imported
@@ -71,6 +72,8 @@ KEEPALIVE_MS: Final = 30_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 """A connection whose other end does not answer that for so long is dead: its address may have changed. gRPC's own pings
 come first and wait for a minute: theirs is set as well."""
+
+_CLOSING_S: Final = 20.0
 
 STREAM_SILENCE_S: Final = 120.0
 """How long a stream may bring nothing before it is given up; longer than the other end waits, so that it ends first."""
@@ -313,6 +316,16 @@ def _abort(
 
 
 # Client
+
+
+def close_channel(channel: grpc.Channel) -> None:
+    """Close a channel and what goes on in it. gRPC waits for its own thread to have seen every call's end, once in
+    thousands of times in vain; nobody waits for it for long here."""
+    closing = Thread(target=channel.close, name="closing", daemon=True)
+    closing.start()
+    closing.join(_CLOSING_S)
+    if closing.is_alive():
+        logger.warning("a connection does not close after %g s; going on without it", _CLOSING_S)
 
 
 def open_channel(target: str, *, authority: bytes, tls: TlsIdentity | None) -> grpc.Channel:

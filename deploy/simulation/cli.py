@@ -30,9 +30,10 @@ def simulate(
     ] = 0.1,
     stragglers: Annotated[float, typer.Option(min=0, max=1, help="Share that answers after the end.")] = 0.05,
     leavers: Annotated[float, typer.Option(min=0, max=1, help="Share that opts out at the end of its wave.")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of who does what, of text and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of who does what, of text and training.")] = 0,
     engine: Annotated[
-        Engine, typer.Option(help="Flower in this process, or over Ray: pip install 'flwr[simulation]'.")
+        Engine,
+        typer.Option(help="Flower in this process, or over Ray, which is an extra of Flower's."),
     ] = "in-process",
     workers: Annotated[int, typer.Option(min=1, max=256, help="Owners that act at once.")] = 2,
     workdir: Annotated[
@@ -42,7 +43,7 @@ def simulate(
 ) -> None:
     """A consortium's life with many owners and tiny experts: joining, consent, submission, campaigns, drop-outs,
     stragglers, opt-outs; on the real registry, transfer and releases, checked at every step."""
-    if drop_outs + stragglers + leavers > 1:
+    if not drop_outs + stragglers + leavers <= 1:  # nor nan
         raise MalformedError("--drop-outs, --stragglers and --leavers are shares of all owners: together at most 1")
     if engine == "ray" and find_spec("ray") is None:
         raise MalformedError("Ray is not installed; run: pip install 'flwr[simulation]', or leave --engine out")
