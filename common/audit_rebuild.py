@@ -9,13 +9,13 @@ from pathlib import Path
 
 from common.audit import Report
 from common.audit_files import check_manifest, object_path, read_required_file
-from common.audit_router_training import ROUTER_SHARD, rows_that_stay
+from common.audit_router_training import rows_that_stay
 from common.errors import ConflictError, NotFoundError, VerificationError
 from common.files import copy_whole
 from common.model import checkpoint
 from common.model.assembly import assemble, rows_of
 from common.model.checkpoint import ByteRange
-from common.model.expert import EVALUATION_NAME, EXPERT_NAME, ROUTER_TRAINING_NAME
+from common.model.expert import EVALUATION_NAME, EXPERT_NAME, ROUTER_SHARD, ROUTER_TRAINING_NAME
 from common.trust.manifest import Manifest, digest_of_file
 from common.trust.statements import ReleasePublish
 

@@ -9,12 +9,11 @@ from typing import Final
 from common.errors import VerificationError
 from common.files import read_required
 from common.model.checkpoint import ByteRange, TensorEntry
-from common.model.expert import EVALUATION_NAME, ROUTER_TRAINING_NAME
+from common.model.expert import EVALUATION_NAME, ROUTER_SHARD, ROUTER_TRAINING_NAME
 from common.trust.history import History
 from common.trust.manifest import MANIFEST_NAME, Manifest, digest_of_file
 from common.trust.state import Release
 
-ROUTER_SHARD: Final = "model-router.safetensors"
 _OF_ITS_OWN: Final = frozenset({ROUTER_SHARD, EVALUATION_NAME, ROUTER_TRAINING_NAME})
 
 

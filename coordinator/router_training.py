@@ -70,7 +70,7 @@ def train_routers(
             shutil.rmtree(folder, ignore_errors=True)  # it can come to nothing any more, and holds others' experts
             raise
         except ConcordError:
-            check_stands(coordinator, plan.parent.release, folder)
+            _check_stands(coordinator, plan.parent.release, folder)
             raise
         shutil.rmtree(folder)
     kept = tuple(owner for owner in plan.owners.values() if owner not in documents)
@@ -88,7 +88,7 @@ def _clear_others(home: Path, plan: RouterPlan) -> None:
             shutil.rmtree(path)
 
 
-def check_stands(coordinator: Coordinator, release: str, folder: Path) -> None:
+def _check_stands(coordinator: Coordinator, release: str, folder: Path) -> None:
     """Whether the release whose rows are trained stands; else what was made of it goes at once.
 
     Raises:

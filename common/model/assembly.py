@@ -14,7 +14,7 @@ from common.files import link_or_copy
 from common.model import checkpoint
 from common.model.checkpoint import ByteRange, Placed, TensorEntry
 from common.model.config import ModelConfig
-from common.model.expert import CONFIG_NAME, EVALUATION_NAME, ROUTER_NAME, expected_tensors, read_config
+from common.model.expert import CONFIG_NAME, EVALUATION_NAME, ROUTER_NAME, ROUTER_SHARD, expected_tensors, read_config
 from common.model.partition import (
     OWNED_EXPERT,
     PROJECTIONS,
@@ -28,7 +28,6 @@ from common.model.partition import (
 from common.trust.manifest import MANIFEST_NAME
 
 SHARED_SHARD: Final = "model-shared.safetensors"
-ROUTER_SHARD: Final = "model-router.safetensors"
 _ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 

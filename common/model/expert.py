@@ -17,6 +17,8 @@ ROUTER_NAME: Final = "router.safetensors"
 """In a base: per layer the public expert's router row, and the direction along which biases act."""
 EVALUATION_NAME: Final = "evaluation.json"
 """In a release: what was found, by domain. It is in the manifest, so the log's statement covers it."""
+ROUTER_SHARD: Final = "model-router.safetensors"
+"""In a release: every joined router, and nothing else."""
 ROUTER_TRAINING_NAME: Final = "router_training.json"
 """In a release whose rows were trained: how, and on what. The log's statement names it by digest."""
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16"}
