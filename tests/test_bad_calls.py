@@ -41,6 +41,7 @@ from common.trust.pki import make_csr, new_key, public_key
 from common.trust.rules import owner_key_name, witness_key_name
 from common.trust.statements import format_time, new_record_id
 from coordinator.campaign_subjects import base_digest_of
+from coordinator.log_files import LogFiles
 from coordinator.releases import publish_base
 from coordinator.streams import A_PARTY
 from protos import campaign_pb2, enrolment_pb2, registry_pb2, transfer_pb2
@@ -327,9 +328,10 @@ class Consortium:
         yield self._changed(REDEEM, "an enrolment of somebody who has joined", note=self.note(RECORD))
 
     def state(self) -> object:
-        """All that a bad call must not change."""
+        """All that a bad call must not change, once what was recorded before is published too: that may follow later."""
         coordinator = self.federation.coordinator
         home = coordinator.home
+        LogFiles(coordinator.store, log=coordinator.registry.root.log, directory=coordinator.publication.log).update()
         return (
             coordinator.registry.size(), bytes(coordinator.log.checkpoint()), _files(home.incoming),
             _files(home.quarantine), _files(home.public), _files(home.campaigns), _files(home.keys),
