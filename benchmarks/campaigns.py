@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="where the demo's consortium is or will be; by default nowhere after")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--owners", type=int, default=100, help="of the simulation; 0 for none")
+    parser.add_argument("--owners", type=int, default=200, help="of the simulation; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -48,9 +48,10 @@ class Plan:
     @property
     def config(self) -> ModelConfig:
         """A model whose expert has about the size that is asked for."""
-        width = max(1, self.size_mib * CHUNK // (3 * HIDDEN * LAYERS * 2))
+        layers = LAYERS * -(-self.size_mib // 1024)
+        width = max(1, self.size_mib * CHUNK // (3 * HIDDEN * layers * 2))
         return ModelConfig(
-            vocab_size=1024, hidden_size=HIDDEN, intermediate_size=width, num_hidden_layers=LAYERS,
+            vocab_size=1024, hidden_size=HIDDEN, intermediate_size=width, num_hidden_layers=layers,
             num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, dtype="bfloat16",
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from signal import SIGKILL
 from threading import Thread
 from typing import Any, Final
 
@@ -52,7 +53,7 @@ def one_upload(plan: Plan, name: str, *, random: Random, found: Found) -> None:
             seen = plan.sent(name).stat().st_size if plan.sent(name).exists() else 0
             moment = seen + random.randint(1, max(1, chunks - seen))
             sending = start_stage(plan, moving.up, name, str(moment), *ids)
-            killed, server = _outlive(plan, sending, server, coordinators)
+            killed, server = _outlive(plan, sending, server, coordinators, with_owner=victims == "both")
             found.kills[victims] += killed
             if sending.wait() == 0:
                 break
@@ -64,9 +65,11 @@ def one_upload(plan: Plan, name: str, *, random: Random, found: Found) -> None:
     path.unlink()
 
 
-def _outlive(plan: Plan, sending: Process, server: Process, coordinators: ExitStack) -> tuple[bool, Process]:
-    """Wait until the owner's process has ended, beginning the coordinator anew where it was killed; whether anything
-    was, and the coordinator that serves now.
+def _outlive(
+    plan: Plan, sending: Process, server: Process, coordinators: ExitStack, *, with_owner: bool
+) -> tuple[bool, Process]:
+    """Wait until the owner's process has ended, beginning the coordinator anew where it was killed, before it or with
+    it; whether anything was, and the coordinator that serves now.
     """
     ended = Thread(target=sending.communicate)
     ended.start()
@@ -76,6 +79,8 @@ def _outlive(plan: Plan, sending: Process, server: Process, coordinators: ExitSt
     if killed:
         server = coordinators.enter_context(serving(plan))
     ended.join()
+    if with_owner and not killed and sending.returncode == -SIGKILL:
+        server.wait()  # killed first, but it may not have ended yet
     if server.poll() is not None:  # killed in the moment in which the owner's process ended
         killed, server = True, coordinators.enter_context(serving(plan))
     return killed or sending.returncode != 0, server

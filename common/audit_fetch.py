@@ -18,12 +18,19 @@ from common.trust.manifest import MANIFEST_NAME
 from common.trust.note import MAX_NOTE_BYTES
 from common.trust.quorum import MAX_COSIGNED_BYTES
 from common.trust.root import TrustedRoot
-from common.trust.statements import MAX_STATEMENT_BYTES
-from common.trust.tiles import BUNDLE_ENTRIES, CHECKPOINT_NAME, COSIGNED_NAME, bundle_path, format_bundle, parse_bundle
+from common.trust.tiles import (
+    BUNDLE_ENTRIES,
+    CHECKPOINT_NAME,
+    COSIGNED_NAME,
+    MAX_ENTRY_BYTES,
+    bundle_path,
+    format_bundle,
+    parse_bundle,
+)
 from common.trust.verify import StepFailed, check_checkpoint
 
 MAX_FILE_BYTES: Final = 64 * 2**20
-MAX_BUNDLE_BYTES: Final = BUNDLE_ENTRIES * (2 + 2 * MAX_STATEMENT_BYTES)
+MAX_BUNDLE_BYTES: Final = BUNDLE_ENTRIES * (2 + MAX_ENTRY_BYTES)
 MAX_TOTAL_BYTES: Final = 8 * 2**30
 _TIMEOUT_S: Final = 30.0
 

@@ -192,6 +192,8 @@ def show(campaign_id: IdArgument, home: HomeOption = HOME, as_json: JsonOption =
         reporter.step(f"asks {describe_asked(asked.parameters)}")
         standings, results = campaigns.table(found), campaigns.results(found)
         reporter.table("owners", ("owner", "state", "since", "entry"), [_standing_row(each) for each in standings])
+        if any(each.state == "failed" for each in standings):
+            reporter.step("why something failed its owner alone sees, and may try again: concord owner campaign list")
         figures = _figures(results)
         columns = ("owner", "text", "measure", "value", "documents", "bytes")
         reporter.table("figures", columns, [[str(cell) for cell in row] for row in figures])

@@ -20,21 +20,25 @@ from common.errors import (
     MalformedError,
     NoRoomError,
     NotFoundError,
+    TooLargeError,
     UnavailableError,
 )
 from common.files import check_room, exclusive, full_disk_is_unavailable
 from common.model.assembly import assemble
 from common.model.expert import CONFIG_NAME, EXPERT_NAME, check_base
+from common.trust import strict_json
 from common.trust.history import History, left_out, releasable_experts
 from common.trust.manifest import Manifest
 from common.trust.rules import first_lapse
 from common.trust.state import Contribution, Grant
-from common.trust.statements import BasePublish, ReleasedExpert, ReleasePublish
+from common.trust.statements import MAX_LIST_BYTES, BasePublish, ReleasedExpert, ReleasePublish
 from coordinator.home import Coordinator
 from coordinator.intake import SPARE_BYTES
 from coordinator.withdrawal import needed_files, take_down
 
 _ATTEMPTS: Final = 5
+_OTHER_FIELDS_BYTES: Final = 2048
+"""Room for what a release's statement says beside its experts."""
 
 Evaluate = Callable[[Path], None]
 """Evaluates the model in a directory and writes what it found there, before the release is signed."""
@@ -148,6 +152,8 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         name, line = f"release-{len(history.releases) + 1}", settings.line
         place = {"release": name, "line": line, "base_digest": base.base_digest}
         chosen = releasable_experts(history, **place, at=now)
+    experts = [_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)]
+    _check_fits(experts)
     staging = clear_work(coordinator) / name
     files = [coordinator.publication.find(_expert_digest(contribution)) for _, contribution in chosen]
     num_experts_per_tok = min(settings.num_experts_per_tok, len(chosen) + 1)
@@ -159,7 +165,6 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         evaluate(staging)
     _check_still(coordinator, chosen, **place)  # before anything of it is published
     manifest = coordinator.publication.add_objects(staging, ours=True)
-    experts = [_released(slot, *pair) for slot, pair in enumerate(chosen, start=1)]
     with coordinator.registry.history() as history:
         earlier, not_after = _last_entry(history, manifest), first_lapse(history, experts)
     try:
@@ -182,6 +187,16 @@ def _make_next(coordinator: Coordinator, evaluate: Evaluate | None) -> Published
         why = left_out(history, **(place | {"release": statement.release}), at=now)
     owners = {slot: grant.party for slot, (grant, _) in enumerate(chosen, start=1)}
     return PublishedRelease(statement, shown, owners, why, is_new=earlier is None)
+
+
+def _check_fits(experts: list[ReleasedExpert]) -> None:
+    """One statement names them all; else that would be found out once they are assembled."""
+    size = len(strict_json.canonical([each.model_dump(mode="json") for each in experts])) + _OTHER_FIELDS_BYTES
+    if size > MAX_LIST_BYTES:
+        raise TooLargeError(
+            f"a release of {len(experts)} experts would take {size} bytes in the log; at most {MAX_LIST_BYTES} are "
+            "allowed: let some owners consent to another line of releases (`line` in coordinator.toml)"
+        )
 
 
 def clear_work(coordinator: Coordinator) -> Path:

@@ -19,7 +19,7 @@ from common.jobs import run_job
 from common.model.expert import read_config
 from common.model.partition import PUBLIC_EXPERT
 from common.trust import strict_json
-from common.trust.statements import MAX_STATEMENT_BYTES, RouterTraining
+from common.trust.statements import MAX_LIST_BYTES, RouterTraining
 from coordinator.home import Coordinator
 from coordinator.releases import Evaluate, PublishedRelease
 from coordinator.router_plan import RouterPlan
@@ -107,10 +107,10 @@ def _check_stands(coordinator: Coordinator, release: str, folder: Path) -> None:
 def _check_fits(plan: RouterPlan, training: RouterTraining) -> None:
     """All of it can be said in one statement; else that would be found out once rows are trained."""
     size = len(plan.parent.text) + len(strict_json.canonical(training.model_dump(mode="json"))) + _ROOM_BYTES
-    if size > MAX_STATEMENT_BYTES:
+    if size > MAX_LIST_BYTES:
         raise TooLargeError(
             f"the statement of a release with rows of {len(training.proxies)} of {len(plan.owners)} owners would take "
-            f"{size} bytes; at most {MAX_STATEMENT_BYTES} are allowed: ask fewer owners with --owner"
+            f"{size} bytes; at most {MAX_LIST_BYTES} are allowed: ask fewer owners with --owner"
         )
 
 

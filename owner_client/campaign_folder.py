@@ -3,18 +3,19 @@ any moment leaves a state to go on from, and the daemon and commands may look an
 
 `offer.note` what is asked; `accepted` or `declined` what was decided; `answer.json` and `attachment` what was found;
 `answer.note` what was signed; `receipt` once the log has it; `failed` why the last try did not work; `late` that it was
-over before this owner answered.
+over before this owner answered; `closed` that the coordinator does not ask any more, before anybody decided.
 """
 
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from common.errors import NotFoundError
 from common.files import make_private_directory, read_required, write_atomic
 from common.trust.campaign_statements import CampaignDefine
-from common.trust.statements import parse_note
+from common.trust.statements import parse_note, parse_time
 from owner_client.config import OwnerHome
 
 _OFFER: Final = "offer.note"
@@ -27,6 +28,7 @@ STATES: Final = {
     "answer.json": "ready",
     "running": "running",
     "accepted": "accepted",
+    "closed": "over",
     _OFFER: "offered",
 }
 """By file, the latest first."""
@@ -49,6 +51,11 @@ class CampaignFolder:
     def state(self) -> str:
         """How far it is; `unknown` where nothing was asked."""
         return next((state for name, state in STATES.items() if (self.path / name).exists()), "unknown")
+
+    @property
+    def waits(self) -> bool:
+        """Whether a person's word is wanted, and in time."""
+        return self.state == "offered" and datetime.now(UTC) < parse_time(self.asked.closes_at)
 
     @property
     def asked(self) -> CampaignDefine:

@@ -22,11 +22,11 @@ from common.errors import (
     UnavailableError,
 )
 from common.pauses import Pauses
-from common.trust.statements import parse_time
+from common.trust.statements import parse_note, parse_time
 from owner_client.campaign_folder import OPEN_STATES, CampaignFolder, folders
 from owner_client.campaign_reports import report, waits_for_flower
 from owner_client.campaign_work import find_answer
-from owner_client.campaigns import take_offer
+from owner_client.campaigns import asked_no_more, take_offer
 from owner_client.config import OwnerHome
 from owner_client.flower_exchange import is_silent
 from owner_client.latest_settings import LatestSettings
@@ -82,8 +82,10 @@ class CampaignWorker:
         if monotonic() - self._polled_s >= member.settings.poll_s:
             self._polled_s = monotonic()
             if not self._by_flower(member):
-                for note in member.client.offers():
+                notes = member.client.offers()
+                for note in notes:
                     self._take(note)
+                asked_no_more(self._home, {statement.record_id for _, statement in map(parse_note, notes)})
         for folder in folders(self._home):
             if self._stop.is_set():
                 return

@@ -4,6 +4,7 @@ hands it to `take_offer`, asks `state_of` later and takes the answer from `answe
 Nothing here works on a campaign or sends anything: that is the daemon's (`owner_client/campaign_worker.py`).
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from common.errors import ConflictError, MalformedError, NotPermittedError
@@ -12,7 +13,7 @@ from common.trust.campaign_statements import CampaignDefine, Evaluate, Extractio
 from common.trust.note import Note
 from common.trust.root import TrustedRoot
 from common.trust.statements import parse_note, parse_time
-from owner_client.campaign_folder import folder_of
+from owner_client.campaign_folder import folder_of, folders
 from owner_client.config import OwnerHome, OwnerSettings
 
 
@@ -35,9 +36,17 @@ def take_offer(home: OwnerHome, note: bytes) -> str:
         folder.keep_offer(note)
     elif folder.asked != asked:
         raise ConflictError(f"campaign {asked.record_id} asked something else before; tell the other owners")
+    folder.forget("closed")
     if is_accepted_by_settings(settings, asked):
         folder.write_first("accepted", b"by the settings\n", unless=("declined",))
     return folder.state
+
+
+def asked_no_more(home: OwnerHome, offered: Collection[str]) -> None:
+    """Whatever waits for a person's word and is not among the campaigns that are `offered` now waits no longer."""
+    for folder in folders(home):
+        if folder.state == "offered" and folder.id not in offered:
+            folder.write("closed")
 
 
 def _check(note: Note, statement: object, *, root: TrustedRoot, owner: str) -> CampaignDefine:

@@ -39,7 +39,7 @@ def _row(folder: CampaignFolder) -> dict[str, str]:
     return {
         "campaign": folder.id,
         "asks": describe_asked(asked.parameters),
-        "state": "waits for your word" if state == "offered" else state,
+        "state": "waits for your word" if folder.waits else "over" if state == "offered" else state,
         "until": asked.closes_at,
         "why": why,
     }

@@ -59,7 +59,7 @@ def standing(home: OwnerHome) -> dict[str, Any]:
         **_certificate(home),
         **_consents(home, settings, root),
         "waiting_for_approval": _waiting(home, settings),
-        "campaigns_waiting": [folder.id for folder in folders(home) if folder.state == "offered"],
+        "campaigns_waiting": [folder.id for folder in folders(home) if folder.waits],
         "sent_bytes": _sent(home),
         "daemon": state_of_daemon(home),
     }

@@ -328,7 +328,7 @@ class Consortium:
         yield self._changed(REDEEM, "an enrolment of somebody who has joined", note=self.note(RECORD))
 
     def state(self) -> object:
-        """All that a bad call must not change, once what was recorded before is published too: that may follow later."""
+        """All that a bad call must not change, once what was recorded is published too, which may come later."""
         coordinator = self.federation.coordinator
         home = coordinator.home
         LogFiles(coordinator.store, log=coordinator.registry.root.log, directory=coordinator.publication.log).update()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.audit import audit
-from common.errors import ConcordError, ConflictError, ConsentError
+from common.errors import ConcordError, ConflictError, ConsentError, TooLargeError
 from coordinator.releases import PublishedRelease, make_release
 from tests.federation import Federation, expert_weights
 
@@ -66,6 +66,17 @@ def test_a_change_of_who_is_in_it_refuses_it_and_leaves_nothing(two: Federation,
     again = two.release()
     assert again.statement.release == "release-1"
     assert audit(two.public, root=two.coordinator.registry.root).holds
+
+
+def test_more_experts_than_a_statement_can_name_are_refused_before_anything_is_made(
+    two: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.releases.MAX_LIST_BYTES", 2200)
+    before = two.coordinator.registry.size()
+    with pytest.raises(TooLargeError, match=r"of 2 experts would take 2\d\d\d bytes .* at most 2200 .* another line"):
+        _release_while(two, lambda: pytest.fail("it was assembled"))
+    assert two.coordinator.registry.size() == before
+    assert not list(two.coordinator.home.work.glob("*"))
 
 
 def test_what_a_crash_left_without_an_entry_is_taken_back(two: Federation) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from common.trust.statement_fields import (
+    MAX_LIST_BYTES,
     Count,
     Digest,
     FileDigest,
@@ -93,6 +94,7 @@ class CampaignDefine(Statement):
     when `quorum` of them have reported, when every one of them has answered, or at the later date."""
 
     type: ClassVar[str] = "campaign.define"
+    max_bytes: ClassVar[int] = MAX_LIST_BYTES
     parameters: Parameters
     owners: Annotated[list[PartyId], Field(min_length=1, max_length=_MAX_OWNERS)]
     quorum: Annotated[int, Field(ge=1, le=_MAX_OWNERS)]
@@ -151,6 +153,7 @@ class CampaignClose(Statement):
     """The campaign is over: why, who reported, who declined and who said nothing."""
 
     type: ClassVar[str] = "campaign.close"
+    max_bytes: ClassVar[int] = MAX_LIST_BYTES
     campaign_id: RecordId
     by: Literal["quorum", "everybody", "date", "admin"]
     reported: Annotated[list[PartyId], Field(max_length=_MAX_OWNERS)]

@@ -100,10 +100,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+MAX_STATEMENT_BYTES: Final = 16 * 1024
+MAX_LIST_BYTES: Final = 60 * 1024
+"""Of what the coordinator says of many owners at once. Signed, it fits an entry of the log: at most 65,535 bytes."""
+
+
 class Statement(Strict):
     """What every statement carries. `prev` is the digest of this party's previous statement, null in its first."""
 
     type: ClassVar[str]
+    max_bytes: ClassVar[int] = MAX_STATEMENT_BYTES
+    """The most that one of this kind may have, without its signatures."""
 
     federation: Name
     origin: Line

@@ -2,7 +2,8 @@
 
 A statement's body is two lines: a type line (`concord/v1 consent.grant`) and RFC 8785 canonical JSON. The body is
 the text of a C2SP signed note; the log's entry is that note. `parse` is the inverse of `text` and refuses everything
-else: unknown fields, duplicate keys, other spellings of a value, bodies over 16 KiB.
+else: unknown fields, duplicate keys, other spellings of a value, bodies over 16 KiB (60 KiB where the coordinator lists
+owners).
 
 Fields follow ISO/IEC TS 27560 consent records and W3C DPV in substance (purposes, terms, dates, withdrawal).
 """
@@ -19,6 +20,8 @@ from common.trust.campaign_statements import CampaignClose, CampaignDecline, Cam
 from common.trust.manifest import FileEntry, Manifest, digest_of
 from common.trust.note import Note, SigningKey, sign
 from common.trust.statement_fields import COORDINATOR as COORDINATOR
+from common.trust.statement_fields import MAX_LIST_BYTES as MAX_LIST_BYTES
+from common.trust.statement_fields import MAX_STATEMENT_BYTES as MAX_STATEMENT_BYTES
 from common.trust.statement_fields import PARTY_PATTERN as PARTY_PATTERN
 from common.trust.statement_fields import (
     SPELLING,
@@ -38,8 +41,7 @@ from common.trust.statement_fields import Statement as Statement
 from common.trust.statement_fields import format_time as format_time
 from common.trust.statement_fields import new_record_id as new_record_id
 from common.trust.statement_fields import parse_time as parse_time
-
-MAX_STATEMENT_BYTES: Final = 16 * 1024
+from common.trust.tiles import MAX_ENTRY_BYTES
 
 
 class OwnerEnrol(Statement):
@@ -231,6 +233,7 @@ class ReleasePublish(Statement):
     """
 
     type: ClassVar[str] = "release.publish"
+    max_bytes: ClassVar[int] = MAX_LIST_BYTES
     release: Name
     line: Name
     manifest_digest: Digest
@@ -284,10 +287,10 @@ def parse(text: str) -> Statement:
         MalformedError: unknown type or version, a field unknown, missing or out of range, not canonical, too long.
     """
     data = text.encode()
-    if len(data) > MAX_STATEMENT_BYTES:
-        raise MalformedError(f"statement of {len(data)} bytes; at most {MAX_STATEMENT_BYTES} are allowed")
     type_line = text.partition("\n")[0]
     kind = KINDS.get(type_line.removeprefix(TYPE_PREFIX)) if type_line.startswith(TYPE_PREFIX) else None
+    if len(data) > (most := MAX_STATEMENT_BYTES if kind is None else kind.max_bytes):
+        raise MalformedError(f"statement of {len(data)} bytes; at most {most} are allowed")
     if kind is None:
         raise MalformedError(f"unknown statement type {type_line[:80]!r}; this version knows {', '.join(KINDS)}")
     line, end = data[len(type_line) + 1 : -1], data[-1:]
@@ -311,8 +314,13 @@ def _first_problem(error: ValidationError) -> str:
 
 def parse_note(data: bytes) -> tuple[Note, Statement]:
     """The signed note in `data` and the statement that is its text; signatures are not checked here."""
-    note = Note.parse(data, max_bytes=2 * MAX_STATEMENT_BYTES)
-    return note, parse(note.text)
+    note = Note.parse(data, max_bytes=MAX_ENTRY_BYTES)
+    statement = parse(note.text)
+    if len(data) > 2 * statement.max_bytes:
+        raise MalformedError(
+            f"{statement.type} of {len(data)} bytes with its signatures; at most {2 * statement.max_bytes} are allowed"
+        )
+    return note, statement
 
 
 def sign_statement(statement: Statement, *keys: SigningKey) -> bytes:

@@ -13,6 +13,8 @@ from typing import Final, overload
 from common.errors import ConflictError, MalformedError
 
 BUNDLE_ENTRIES: Final = 256
+MAX_ENTRY_BYTES: Final = 2**16 - 1
+"""What the length of an entry in a bundle can say."""
 TILE_HASHES: Final = 256
 TILE_HEIGHT: Final = 8
 """Levels of the tree that a tile stands for."""

@@ -24,7 +24,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def simulate(
-    owners: Annotated[int, typer.Option(min=1, max=5000, help="How many owners join, in waves.")] = 100,
+    owners: Annotated[int, typer.Option(min=1, max=400, help="How many owners join, in waves.")] = 200,
     drop_outs: Annotated[
         float, typer.Option(min=0, max=1, help="Share that goes dark in the middle: half while sending, half asked.")
     ] = 0.1,

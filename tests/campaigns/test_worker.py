@@ -98,6 +98,18 @@ def test_a_person_declines_with_a_reason(consortium: Federation, owner: Owner) -
     assert any(b"not this year" in consortium.coordinator.log.entry(index) for index in range(size))
 
 
+def test_what_is_closed_before_anybody_decided_waits_no_longer(consortium: Federation, owner: Owner) -> None:
+    campaign = ask(consortium)
+    folder = folder_of(owner.home, campaign.record_id)
+    with working(owner):
+        wait_until(lambda: folder.waits, "the offer")
+        consortium.coordinator.campaigns.close(campaign.record_id)
+        wait_until(lambda: folder.state == "over", "the end of it")
+    assert not folder.waits
+    campaigns.take_offer(owner.home, folder.offer)
+    assert folder.waits, "a coordinator that asks again is heard"
+
+
 def test_a_refusal_that_comes_after_the_end_is_said_once_and_let_be(consortium: Federation, owner: Owner) -> None:
     campaign = ask(consortium)
     campaigns.take_offer(owner.home, consortium.coordinator.campaigns.offers_for("archive")[0])

@@ -18,6 +18,7 @@ from common.trust.note import SigningKey
 from common.trust.root import TrustedRoot
 from common.trust.statements import (
     KINDS,
+    MAX_LIST_BYTES,
     MAX_STATEMENT_BYTES,
     TYPE_PREFIX,
     ConsentRevoke,
@@ -27,6 +28,7 @@ from common.trust.statements import (
     parse_time,
     sign_statement,
 )
+from common.trust.tiles import MAX_ENTRY_BYTES, format_bundle, parse_bundle
 
 DIGEST = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
@@ -325,19 +327,53 @@ def test_a_number_no_double_holds_is_refused(number: str) -> None:
         parse(text)
 
 
-def test_a_statement_may_have_16_kib_and_no_byte_more() -> None:
-    text = text_of("release.publish", experts=[EXPERT] * 115)
-    room = MAX_STATEMENT_BYTES - len(text)
-    assert 0 < room < 1000
-    longest = text_of("release.publish", experts=[EXPERT] * 115, origin=COMMON["origin"] + "x" * room)
-    assert len(parse(longest).text) == MAX_STATEMENT_BYTES
-    with pytest.raises(MalformedError, match="statement of 16385 bytes; at most 16384"):
-        parse(text_of("release.publish", experts=[EXPERT] * 115, origin=COMMON["origin"] + "x" * (room + 1)))
+LONG: dict[str, tuple[int, Callable[[int], dict[str, Any]]]] = {
+    "release.publish": (MAX_LIST_BYTES, lambda count: {"experts": [EXPERT] * count}),
+    "campaign.close": (MAX_LIST_BYTES, lambda count: {"reported": [f"owner-{i:04}{'x' * 52}" for i in range(count)]}),
+    "expert.contribute": (
+        MAX_STATEMENT_BYTES,
+        lambda count: {"files": {f"{i:03}{'x' * 120}": {"digest": DIGEST, "size": 2**53 - 1} for i in range(count)}},
+    ),
+}
+
+
+def of_size(kind: str, size: int) -> str:
+    """A statement that has so many bytes: it lists what it can, and its log has a long name."""
+    _, fields = LONG[kind]
+    number = next(count for count in range(1025) if len(text_of(kind, **fields(count))) > size - 900)
+    room = size - len(text_of(kind, **fields(number)))
+    return text_of(kind, **fields(number), origin=COMMON["origin"] + "x" * room)
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_statement_may_have_16_kib_a_list_of_owners_60_and_no_byte_more(kind: str) -> None:
+    most, _ = LONG[kind]
+    assert len(parse(of_size(kind, most)).text) == most
+    with pytest.raises(MalformedError, match=f"statement of {most + 1} bytes; at most {most}"):
+        parse(of_size(kind, most + 1))
+
+
+def test_the_longest_release_fits_an_entry_of_the_log_once_it_is_signed() -> None:
+    key = SigningKey.generate("archives.example/coordinator")
+    statement = parse(of_size("release.publish", MAX_LIST_BYTES))
+    entry = sign_statement(statement, key)
+    assert parse_note(entry)[1] == statement
+    assert parse_bundle(format_bundle([entry])) == [entry]
+
+
+def test_signatures_may_not_take_more_room_than_a_statement() -> None:
+    statement = parse(text_of("consent.revoke"))
+    keys = [SigningKey.generate("a.example/" + f"{number:03}" + "x" * 900) for number in range(16)]
+    assert parse_note(sign_statement(statement, *keys[:15]))[1] == statement
+    many = sign_statement(statement, *[SigningKey.generate(key.name + "x" * 1200) for key in keys])
+    assert 2 * MAX_STATEMENT_BYTES < len(many) <= MAX_ENTRY_BYTES
+    with pytest.raises(MalformedError, match=f"with its signatures; at most {2 * MAX_STATEMENT_BYTES} are allowed"):
+        parse_note(many)
 
 
 def test_a_note_that_is_too_long_is_refused() -> None:
-    with pytest.raises(TooLargeError, match="at most 32768"):
-        parse_note(b"x" * 32_769)
+    with pytest.raises(TooLargeError, match="at most 65535"):
+        parse_note(b"x" * 65_536)
 
 
 def test_record_ids_are_in_the_order_of_time() -> None:
