@@ -25,17 +25,21 @@ _FILES_OF_A_SIZE: Final = 6
 
 
 def rounds(plan: Plan, names: list[str]) -> dict[str, Any]:
-    """Each of `names` fetches and sends once, with a ceiling before each."""
+    """Each of `names` fetches and sends once, with a ceiling before each. All that is sent is read from the disk."""
     downs, ups, ceilings = [], [], []
     moving.write_expert(plan, "ceiling")
     with serving(plan) as server:
         run_stage(plan, moving.enrol, *names)
         for name in names:
             print("round of", name, flush=True)
+            moving.out_of_memory(plan.expert("ceiling"), plan.base_file)
             ceilings.append(ceiling.measure(plan))
+            moving.out_of_memory(*_published(plan, plan.base_file))
             downs.append(run_stage(plan, moving.down, name))
             path = moving.write_expert(plan, name)
+            moving.out_of_memory(plan.expert("ceiling"), plan.base_file)
             ceilings.append(ceiling.measure(plan))
+            moving.out_of_memory(path)
             ups.append(run_stage(plan, moving.up, name))
             _forget(plan, name)
             path.unlink()
@@ -64,9 +68,14 @@ def _forget(plan: Plan, name: str) -> None:
     """Make room on the disk: what an owner fetched, and what the coordinator published of its expert."""
     for path in plan.owner(name).rglob("model.safetensors"):
         path.unlink()
-    for path in (plan.home / "public" / "objects").rglob("*"):
-        if path.is_file() and path.stat().st_size == plan.expert(name).stat().st_size:
-            path.unlink()
+    for path in _published(plan, plan.expert(name)):
+        path.unlink()
+
+
+def _published(plan: Plan, like: Path) -> list[Path]:
+    """What the coordinator published of a file's size."""
+    objects = (plan.home / "public" / "objects").rglob("*")
+    return [path for path in objects if path.is_file() and path.stat().st_size == like.stat().st_size]
 
 
 def resent(plan: Plan, name: str, victims: str) -> float:

@@ -27,7 +27,8 @@ from coordinator.store import Store
 from coordinator.tables import certificates, invitations
 
 _BACKDATED: Final = timedelta(minutes=5)
-"""How long before now a certificate is valid, for owners' slow clocks."""
+"""How long before now a certificate is valid, for owners' slow clocks; a tenth of its life where that is less, since
+owners count from there when they renew."""
 _COME_BACK: Final = "ask the admin for an invitation and run `concord owner enrol` with it in the same home"
 
 
@@ -265,8 +266,9 @@ class Enrolment:
 
     def _certify(self, csr: bytes, party: str) -> bytes:
         now = self._now()
+        since = now - min(_BACKDATED, self._lifetime / 10)
         return self._authority.issue(
-            csr, identity=self._identity(party), not_before=now - _BACKDATED, not_after=now + self._lifetime
+            csr, identity=self._identity(party), not_before=since, not_after=now + self._lifetime
         )
 
 
