@@ -72,6 +72,15 @@ class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
     """Experts whose router rows stay as they are; of owners without text of their kind among the sources."""
     validation: Validation | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_keep_their_size(cls, fields: object) -> object:
+        """Rows that are log density ratios have large logits, which say how sure they are; a loss on the logits' size
+        would undo more of that than text can teach."""
+        if isinstance(fields, dict) and fields.get("trained") == "routers":
+            return {"router_z_loss": 0.0, **fields}
+        return fields
+
     @model_validator(mode="after")
     def _shares(self) -> "TuneJob":
         if abs(sum(source.share for source in self.sources.values()) - 1) > 1e-6:

@@ -29,7 +29,7 @@ def train_routers_command(
         Path | None, typer.Option(help="Folder of public text to mix in; by default the campaign's pool.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps, at most.")] = 200,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-2,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 16,
     sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
     public_share: Annotated[float, typer.Option(help="Share of public text in every batch.")] = 0.5,
