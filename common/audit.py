@@ -17,6 +17,7 @@ from common.errors import ConcordError, MalformedError, VerificationError
 from common.files import read_required
 from common.trust.cosignature import Witness
 from common.trust.history import History
+from common.trust.manifest import FileDigests
 from common.trust.note import Checkpoint, Note
 from common.trust.quorum import MOST_BEHIND, find_quorum, parse_cosigned
 from common.trust.receipts import GRACE, Receipt, hasten, is_overdue, logged_texts, parse_receipt_of_owner, why_not_owed
@@ -306,10 +307,10 @@ def _check_missing(name: str, receipt: Receipt, history: History, now: datetime)
 
 def _check_models(public: Path, report: Report, now: datetime) -> None:
     """Steps 7 and 8."""
-    found, history = report.found, report.history
-    found(7, f"{check_files(public, history, report.entries, now)} directories, every file as signed")
+    found, history, digest_of = report.found, report.history, FileDigests()
+    found(7, f"{check_files(public, history, report.entries, now, digest_of)} directories, every file as signed")
     standing = [release for release in history.releases.values() if release.withdrawn_index is None]
-    tensors = sum(check_placed(public, history, release) for release in standing)
+    tensors = sum(check_placed(public, history, release, digest_of) for release in standing)
     found(8, f"{tensors} tensors compared byte for byte")
 
 

@@ -36,7 +36,7 @@ from common.model.partition import (
     router_row,
 )
 from common.trust.history import History, taken_back
-from common.trust.manifest import MANIFEST_NAME, Manifest, check_directory, digest_of_file
+from common.trust.manifest import MANIFEST_NAME, FileDigests, Manifest, check_directory
 from common.trust.root import TrustedRoot
 from common.trust.state import Release
 from common.trust.verify import StepFailed, Unaccounted, failed_at, is_overdue
@@ -52,7 +52,7 @@ _COMPARE_BYTES: Final = 16 * 1024 * 1024
 _ALONGSIDE: Final = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def check_files(public: Path, history: History, entries: Sequence[bytes], now: datetime) -> int:
+def check_files(public: Path, history: History, entries: Sequence[bytes], now: datetime, digest_of: FileDigests) -> int:
     """Step 7: every base and release directory holds exactly the files of the manifest that the log names, and nothing
     else is there.
 
@@ -64,14 +64,14 @@ def check_files(public: Path, history: History, entries: Sequence[bytes], now: d
     try:
         _check_root(public, history)
         logged = check_manifests(public, history)
-        withdrawn = _withdrawn_manifests(public, history)
+        withdrawn = _withdrawn_manifests(public, history, digest_of)
         if unknown := _not_named(public, logged.keys() | withdrawn_directories(public, history)):
             raise Unaccounted(7, f"{unknown[0]} is published but the log does not name it")
         check_log_files(public / "log", entries)
         for directory, manifest in logged.items():
-            check_directory(directory, manifest=manifest)
-        _check_passing(logged, withdrawn)
-        _check_objects(public / "objects")
+            check_directory(directory, manifest=manifest, digest_of=digest_of)
+        _check_passing(logged, withdrawn, digest_of)
+        _check_objects(public / "objects", digest_of)
         _check_named(public, history, logged, withdrawn, now)
     except (ConcordError, OSError) as error:
         raise failed_at(7, error) from error
@@ -85,27 +85,27 @@ def _check_root(public: Path, history: History) -> None:
         raise StepFailed(7, f"{public / ROOT_NAME} is not the trusted root that you gave")
 
 
-def _withdrawn_manifests(public: Path, history: History) -> dict[Path, Manifest]:
+def _withdrawn_manifests(public: Path, history: History, digest_of: FileDigests) -> dict[Path, Manifest]:
     """Of withdrawn releases, by where they were published: as far as they are still among the objects."""
     found = {}
     for withdrawal in history.withdrawals.values():
         digest = history.releases[withdrawal.release].statement.manifest_digest
         path = object_path(public, digest)
-        if path.is_file() and digest_of_file(path) == digest:
+        if path.is_file() and digest_of(path) == digest:
             found[public / "releases" / withdrawal.release] = Manifest.parse(path.read_bytes())
     return found
 
 
-def _check_passing(logged: Mapping[Path, Manifest], withdrawn: Mapping[Path, Manifest]) -> None:
+def _check_passing(logged: Mapping[Path, Manifest], withdrawn: Mapping[Path, Manifest], digest_of: FileDigests) -> None:
     """What is made or taken away just now holds nothing but files of its manifest, as far as it is there."""
     for directory, manifest in {**logged, **withdrawn}.items():
         for place in (directory, *_passing(directory)) if directory in withdrawn else _passing(directory):
             for path in _inside(place):
-                if not _is_listed(path, manifest):
+                if not _is_listed(path, manifest, digest_of):
                     raise StepFailed(7, f"{path} is published but its manifest does not list it")
 
 
-def _is_listed(path: Path, manifest: Manifest) -> bool:
+def _is_listed(path: Path, manifest: Manifest, digest_of: FileDigests) -> bool:
     if path.is_symlink() or path.is_dir():
         return False
     written = _WRITTEN.fullmatch(path.name)
@@ -113,7 +113,7 @@ def _is_listed(path: Path, manifest: Manifest) -> bool:
         return False
     try:
         digest = manifest.digest if path.name == MANIFEST_NAME else manifest.files[path.name].digest
-        return written is not None or digest_of_file(path) == digest
+        return written is not None or digest_of(path) == digest
     except FileNotFoundError:  # gone since
         return True
 
@@ -226,12 +226,12 @@ def check_manifests(public: Path, history: History) -> dict[Path, Manifest]:
     return logged
 
 
-def _check_objects(objects: Path) -> None:
+def _check_objects(objects: Path, digest_of: FileDigests) -> None:
     """Every published object is what its name says."""
     for path in sorted(_inside(objects)):
         if _is_written(path, "[0-9a-f]{64}"):
             continue
-        if path.is_symlink() or not path.is_file() or digest_of_file(path) != f"sha256:{path.name}":
+        if path.is_symlink() or not path.is_file() or digest_of(path) != f"sha256:{path.name}":
             raise StepFailed(7, f"objects/{path.name} does not hold the bytes that its name is the SHA-256 of")
 
 
@@ -242,7 +242,7 @@ def _inside(directory: Path) -> Iterable[Path]:
         return ()
 
 
-def check_placed(public: Path, history: History, release: Release) -> int:
+def check_placed(public: Path, history: History, release: Release, digest_of: FileDigests) -> int:
     """Step 8 for one release: the number of tensors, each made of exactly the bytes that it must be made of; where
     router rows were trained, all but those rows."""
     name = release.statement.release
@@ -250,12 +250,13 @@ def check_placed(public: Path, history: History, release: Release) -> int:
         base = public / "base" / str(history.bases[release.statement.base_digest].round)
         directory = public / "releases" / name
         experts = [
-            _expert(public, base, history, release, slot) for slot in range(1, len(release.statement.experts) + 1)
+            _expert(public, base, history, release, slot, digest_of)
+            for slot in range(1, len(release.statement.experts) + 1)
         ]
         expected = _expected(base, experts)
         held = checkpoint.read_checkpoint(directory)
         _check_config(base, directory, release)
-        _check_alongside(base, directory, held.values())
+        _check_alongside(base, directory, held.values(), digest_of)
         check_trained(public, history, release)
     except (ConcordError, OSError) as error:
         raise failed_at(8, error, of=f"{name}: ") from error
@@ -284,7 +285,9 @@ def _check_tensors(held: Mapping[str, TensorEntry], expected: Mapping[str, Place
             )
 
 
-def _expert(public: Path, base: Path, history: History, release: Release, slot: int) -> Mapping[str, TensorEntry]:
+def _expert(
+    public: Path, base: Path, history: History, release: Release, slot: int, digest_of: FileDigests
+) -> Mapping[str, TensorEntry]:
     """The tensors of the contribution in a slot, from the file that the log names."""
     released = release.statement.experts[slot - 1]
     (grant,) = history.grants_at([released.grant_index])
@@ -292,7 +295,7 @@ def _expert(public: Path, base: Path, history: History, release: Release, slot: 
     digest = contribution.files[EXPERT_NAME].digest
     path = object_path(public, digest)
     read_required_file(path)
-    if digest_of_file(path) != digest:
+    if digest_of(path) != digest:
         raise StepFailed(8, f"the expert of {grant.party} is not {digest}")
     entries = checkpoint.read_header(path)
     checkpoint.check_tensors(entries, expected=expected_tensors(read_config(base)))
@@ -339,12 +342,12 @@ def _check_config(base: Path, directory: Path, release: Release) -> None:
         raise StepFailed(8, f"{directory / CONFIG_NAME} is not what base and statement make it")
 
 
-def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry]) -> None:
+def _check_alongside(base: Path, directory: Path, tensors: Iterable[TensorEntry], digest_of: FileDigests) -> None:
     """The tokenizer and what else goes alongside the weights must be the base's; nothing else may be there."""
     shards = {entry.location.path.name for entry in tensors}
     copied = {name for name in _ALONGSIDE if (base / name).exists()}
     for name in sorted(copied):
-        if digest_of_file(base / name) != digest_of_file(directory / name):
+        if digest_of(base / name) != digest_of(directory / name):
             raise StepFailed(8, f"{directory / name} is not the base's")
     made = {MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, EVALUATION_NAME, ROUTER_TRAINING_NAME}
     if odd := sorted({path.name for path in directory.iterdir()} - shards - copied - made):

@@ -30,8 +30,8 @@ _AGAIN = "make a new release and train that one's rows: concord coordinator rele
 
 
 class RouterSettings(Settings):
-    """How rows are trained. Defaults are for small models, whose rows are log density ratios, ten times and more as large
-    as the paper's: its 7B took 5B tokens at 2e-3."""
+    """How rows are trained. Defaults are for small models with rows that are log density ratios; the paper's 7B, with
+    smaller rows, took 5B tokens at 2e-3."""
 
     steps: Annotated[int, Field(ge=1)] = 200
     learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 2e-2

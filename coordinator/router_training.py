@@ -168,6 +168,8 @@ def _train(
             "max_bytes": settings.validation_bytes,
         },
     }  # fmt: skip
+    chosen = ", ".join(f"{count} of {owner}" for owner, count in documents.items())
+    reporter.step(f"training router rows for up to {settings.steps} steps; documents chosen: {chosen}")
     run_job("common.tune", job, config_path=folder / "train.job.json", on_event=job_progress(reporter, "router rows"))
     best = json.loads((output / _RECORD).read_text())["best"]
     if not best["step"]:

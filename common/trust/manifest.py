@@ -5,11 +5,12 @@ by whoever checks a directory, not ignored.
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from common.errors import MalformedError, NotFoundError, VerificationError
 from common.trust import strict_json
@@ -28,11 +29,32 @@ def digest_of(data: bytes) -> str:
 
 def digest_of_file(path: Path) -> str:
     """`sha256:<hex>` of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
+        return _digest_of(file)
+
+
+def _digest_of(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+class FileDigests:
+    """As `digest_of_file`, but a file that has several names, as published ones have, is read once; again where it was
+    written to, moved or linked since."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, path: Path) -> str:
+        """`sha256:<hex>`."""
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            file_id = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            if file_id not in self._known:
+                self._known[file_id] = _digest_of(file)
+            return self._known[file_id]
 
 
 def check_digest(text: str) -> str:
@@ -134,8 +156,8 @@ def _parse_entry(field: strict_json.JsonValue) -> FileEntry:
             raise ValueError(f"a file entry needs digest and size, not {str(field)[:80]}")
 
 
-def check_directory(directory: Path, *, manifest: Manifest) -> None:
-    """Raise unless `directory` holds exactly the files of `manifest`, byte for byte.
+def check_directory(directory: Path, *, manifest: Manifest, digest_of: Callable[[Path], str] = digest_of_file) -> None:
+    """Raise unless `directory` holds exactly the files of `manifest`, byte for byte, as `digest_of` says.
 
     Raises:
         NotFoundError: a file is missing.
@@ -150,7 +172,7 @@ def check_directory(directory: Path, *, manifest: Manifest) -> None:
         path = directory / name
         if path.is_symlink() or not path.is_file():
             raise VerificationError(f"{path} is not a plain file; a published directory holds plain files only")
-        if path.stat().st_size != entry.size or digest_of_file(path) != entry.digest:
+        if path.stat().st_size != entry.size or digest_of(path) != entry.digest:
             raise VerificationError(
                 f"{path} is not the file that its manifest lists ({entry.digest}, {entry.size} bytes)"
             )

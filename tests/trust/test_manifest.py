@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from common.errors import ConcordError, MalformedError, NotFoundError, Verificat
 from common.trust import strict_json
 from common.trust.manifest import (
     MAX_MANIFEST_BYTES,
+    FileDigests,
     FileEntry,
     Manifest,
     check_digest,
@@ -38,6 +40,27 @@ def directory(tmp_path: Path) -> Path:
 def test_digests_are_sha256_in_hex(directory: Path) -> None:
     assert digest_of(b"") == EMPTY
     assert digest_of_file(directory / "B_2.bin") == digest_of(bytes(5_000_000))
+
+
+def test_a_file_of_several_names_is_read_once_and_again_once_it_was_written_to(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(file: BinaryIO) -> str:
+        read.append(file.fileno())
+        return digest_of(file.read())
+
+    monkeypatch.setattr("common.trust.manifest._digest_of", counted)
+    digests = FileDigests()
+    (directory / "again.txt").hardlink_to(directory / "a.txt")
+    assert digests(directory / "a.txt") == digests(directory / "again.txt") == digest_of(b"first")
+    assert len(read) == 1
+    (directory / "again.txt").write_bytes(b"other")
+    assert digests(directory / "a.txt") == digest_of(b"other")
+    (directory / "same.txt").write_bytes(b"other")
+    assert digests(directory / "same.txt") == digest_of(b"other")
+    assert len(read) == 3, "another file is read, whatever it holds"
 
 
 def test_a_manifest_lists_the_files_of_a_directory(directory: Path) -> None:
