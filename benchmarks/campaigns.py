@@ -187,7 +187,7 @@ def _rounded(values: list[float]) -> list[float]:
 def simulation(owners: int) -> Mapping[str, Any]:
     """`concord simulate`, with its last line."""
     command = [sys.executable, "-m", "concord", "simulate", "--owners", str(owners), "--json"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # why it fails is shown
     found: Mapping[str, Any] = json.loads(output.splitlines()[-1])
     return {name: value for name, value in found.items() if name != "event"}
 
