@@ -9,11 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 from common.errors import VerificationError
-from common.files import full_disk_is_unavailable
+from common.files import full_disk_is_unavailable, write_atomic
 from common.part_file import PartFile, state_path
 from common.rpc.channel import stream
 from common.rpc.chunk_message import parse_fetched
-from common.trust.manifest import FileEntry
+from common.rpc.transfer import CHUNK_BYTES
+from common.trust.manifest import FileEntry, digest_of
 from owner_client.connection import Connection
 from owner_client.pace import Pace
 from owner_client.retry import Retry
@@ -30,6 +31,22 @@ def part_of(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
+class _InMemory:
+    """A small file while it comes."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    @property
+    def position(self) -> int:
+        """How much has come."""
+        return len(self.data)
+
+    def append(self, data: bytes | memoryview) -> None:
+        """What comes next."""
+        self.data += data
+
+
 class Fetching:
     """Fetches files of one coordinator."""
 
@@ -37,12 +54,15 @@ class Fetching:
         self._connection, self._retry, self._pace, self._count = connection, retry, pace, count
 
     def fetch(self, entry: FileEntry, *, to: Path, on_bytes: OnBytes) -> None:
-        """Fetch a published file, going on from what an earlier try left in `<to>.part`.
+        """Fetch a published file, going on from what an earlier try left in `<to>.part`. A small one comes at once.
 
         Raises:
             VerificationError: what came is not that file; it is dropped.
         """
         part = part_of(to)
+        if entry.size <= CHUNK_BYTES and not part.exists():
+            write_atomic(to, self._retry(lambda: self._fetch_whole(entry, on_bytes)), mode=0o600)
+            return
         with full_disk_is_unavailable(f"{to.name} ({entry.size} bytes)"):
             self._retry(
                 lambda: self._fetch_rest(entry, part, on_bytes),
@@ -50,6 +70,15 @@ class Fetching:
             )
         part.replace(to)
         state_path(part).unlink()
+
+    def _fetch_whole(self, entry: FileEntry, on_bytes: OnBytes) -> bytes:
+        file = _InMemory()
+        self._pace.wait_until_open()
+        self._connection.refresh()
+        self._fetch_some(entry, file, on_bytes)
+        if digest_of(file.data) != entry.digest:
+            raise VerificationError(f"what arrived is not {entry.digest}; it was dropped, fetch it again")
+        return file.data
 
     def _fetch_rest(self, entry: FileEntry, part: Path, on_bytes: OnBytes) -> None:
         with closing(PartFile(part, entry)) as file:
@@ -60,7 +89,7 @@ class Fetching:
                 is_ended = self._fetch_some(entry, file, on_bytes)
             file.check(remedy="fetch it again")
 
-    def _fetch_some(self, entry: FileEntry, file: PartFile, on_bytes: OnBytes) -> bool:
+    def _fetch_some(self, entry: FileEntry, file: "PartFile | _InMemory", on_bytes: OnBytes) -> bool:
         """Fetch until the end of what there is, and answer True, or until the connection may not be used any more."""
         request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
         self._count("Fetch", request.ByteSize())

@@ -38,9 +38,10 @@ def load(directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dt
     """
     config = read_config(directory)
     entries = checkpoint.read_checkpoint(directory)
-    _check(entries, expected=_tensor_shapes(config), where=directory)
+    model = _without_values(config)
+    _check(entries, expected=_tensor_shapes(model), where=directory)
     tensors = _read_tensors(entries, device=device, dtype=dtype or DTYPES[config.dtype])
-    return _assign(config, _split_routers(tensors))
+    return _assign(model, _split_routers(tensors))
 
 
 def save(model: CausalLM, directory: Path) -> None:
@@ -84,7 +85,7 @@ def two_expert(public: CausalLM) -> CausalLM:
             tensors[partition.feed_forward(layer, partition.OWNED_EXPERT, projection)] = weight.clone()
         for expert in (partition.PUBLIC_EXPERT, partition.OWNED_EXPERT):
             tensors[partition.router_row(layer, expert)] = public.lm_head.weight.new_zeros(config.hidden_size)
-    model = _assign(config, tensors)
+    model = _assign(_without_values(config), tensors)
     for router in model.routers:
         router.add_bias(partition.OWNED_EXPERT, torch.zeros_like(router.rows[partition.OWNED_EXPERT]))
     for name, parameter in model.named_parameters():
@@ -101,17 +102,20 @@ def read_config(directory: Path) -> ModelConfig:
         raise NotFoundError(f"{path} is not there; a model directory is needed") from error
 
 
-def _assign(config: ModelConfig, tensors: dict[str, Tensor]) -> CausalLM:
+def _without_values(config: ModelConfig) -> CausalLM:
     with torch.device("meta"):
-        model = CausalLM(config)
+        return CausalLM(config)
+
+
+def _assign(model: CausalLM, tensors: dict[str, Tensor]) -> CausalLM:
     model.load_state_dict(tensors, strict=True, assign=True)
     return model
 
 
-def _tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(model: CausalLM) -> dict[str, tuple[int, ...]]:
     """Every tensor a Hugging Face directory of this model holds, by its on-disk name."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in state_dict(CausalLM(config)).items()}
+        return {name: tuple(tensor.shape) for name, tensor in state_dict(model).items()}
 
 
 def _split_routers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

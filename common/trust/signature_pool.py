@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from common.trust.note import Note, Verifier, signature_holds
 
-_BATCH: Final = 2048
+_BATCH: Final = 1024
 _AHEAD: Final = 6
 """Batches that wait, at most: the fold must not run away from the checks, for memory."""
 
