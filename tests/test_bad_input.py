@@ -1,8 +1,8 @@
 """Bases that are not the logged one, full disks, ports in use, text that is none: a clear word, nothing lost."""
 
 import json
-import resource
 import re
+import resource
 import socket
 import subprocess
 import sys
