@@ -82,10 +82,7 @@ class CampaignWorker:
         if monotonic() - self._polled_s >= member.settings.poll_s:
             self._polled_s = monotonic()
             if not self._by_flower(member):
-                notes = member.client.offers()
-                for note in notes:
-                    self._take(note)
-                asked_no_more(self._home, {statement.record_id for _, statement in map(parse_note, notes)})
+                asked_no_more(self._home, {self._take(note) for note in member.client.offers()})
         for folder in folders(self._home):
             if self._stop.is_set():
                 return
@@ -98,11 +95,15 @@ class CampaignWorker:
         settings = member.settings
         return settings.flower.enabled and not is_silent(self._home, settings)
 
-    def _take(self, note: bytes) -> None:
+    def _take(self, note: bytes) -> str:
+        """Take in what is offered, where it can be; the campaign's id, empty for what cannot be read."""
+        campaign_id = ""
         try:
+            campaign_id = parse_note(note)[1].record_id
             take_offer(self._home, note)
         except ConcordError as error:
             self._say_once(f"a campaign is not taken: {error}")
+        return campaign_id
 
     def _acknowledge(self, member: Membership, folder: CampaignFolder) -> None:
         """Tell the coordinator how far this is, once a state; what was answered or is over it knows."""

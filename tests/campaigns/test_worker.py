@@ -20,6 +20,7 @@ from coordinator.campaign_subjects import base_digest_of
 from coordinator.upkeep import Upkeep
 from owner_client import campaigns
 from owner_client.campaign_folder import folder_of
+from owner_client.client import Client
 from tests.campaigns.asking import is_closed, wait_until, working
 from tests.federation import Federation, Owner
 from tests.raw_calls import key_of, next_fields, note_of
@@ -108,6 +109,19 @@ def test_what_is_closed_before_anybody_decided_waits_no_longer(consortium: Feder
     assert not folder.waits
     campaigns.take_offer(owner.home, folder.offer)
     assert folder.waits, "a coordinator that asks again is heard"
+
+
+def test_an_offer_that_this_version_cannot_read_keeps_no_other_one_waiting(
+    consortium: Federation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a newer coordinator's may be."""
+    unknown = note_of("campaign.later", next_fields(owner), key_of(owner))
+    offers = Client.offers
+    monkeypatch.setattr(Client, "offers", lambda client: [unknown, *offers(client)])
+    campaign = ask(consortium)
+    with working(owner) as (reporter,):
+        wait_until(lambda: state_in_log(consortium, campaign) == "offered", "the offer")
+    assert any("a campaign is not taken: unknown statement type" in text for text in reporter.said)
 
 
 def test_a_refusal_that_comes_after_the_end_is_said_once_and_let_be(consortium: Federation, owner: Owner) -> None:
