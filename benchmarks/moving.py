@@ -48,7 +48,7 @@ class Plan:
     @property
     def config(self) -> ModelConfig:
         """A model whose expert has about the size that is asked for."""
-        layers = LAYERS * -(-self.size_mib // 1024)
+        layers = LAYERS * -(-self.size_mib // 1024)  # deeper, not wider: a configuration's width has a limit
         width = max(1, self.size_mib * CHUNK // (3 * HIDDEN * layers * 2))
         return ModelConfig(
             vocab_size=1024, hidden_size=HIDDEN, intermediate_size=width, num_hidden_layers=layers,
@@ -105,7 +105,7 @@ def write_expert(plan: Plan, name: str) -> Path:
     return path
 
 
-def out_of_memory(*paths: Path) -> None:
+def drop_from_page_cache(*paths: Path) -> None:
     """Put files on the disk alone: what is measured then reads them from there, whatever was read or written before."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)

@@ -69,7 +69,7 @@ def check_files(public: Path, history: History, entries: Sequence[bytes], now: d
             raise Unaccounted(7, f"{unknown[0]} is published but the log does not name it")
         check_log_files(public / "log", entries)
         for directory, manifest in logged.items():
-            check_directory(directory, manifest=manifest, digest_of=digest_of)
+            check_directory(directory, manifest=manifest, digests=digest_of)
         _check_passing(logged, withdrawn, digest_of)
         _check_objects(public / "objects", digest_of)
         _check_named(public, history, logged, withdrawn, now)

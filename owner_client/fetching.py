@@ -73,23 +73,24 @@ class Fetching:
 
     def _fetch_whole(self, entry: FileEntry, on_bytes: OnBytes) -> bytes:
         file = _InMemory()
-        self._pace.wait_until_open()
-        self._connection.refresh()
-        self._fetch_some(entry, file, on_bytes)
+        self._fetch_all(entry, file, on_bytes)
         if digest_of(file.data) != entry.digest:
             raise VerificationError(f"what arrived is not {entry.digest}; it was dropped, fetch it again")
         return file.data
 
     def _fetch_rest(self, entry: FileEntry, part: Path, on_bytes: OnBytes) -> None:
         with closing(PartFile(part, entry)) as file:
-            is_ended = False
-            while file.position < entry.size and not is_ended:
-                self._pace.wait_until_open()
-                self._connection.refresh()
-                is_ended = self._fetch_some(entry, file, on_bytes)
+            self._fetch_all(entry, file, on_bytes)
             file.check(remedy="fetch it again")
 
-    def _fetch_some(self, entry: FileEntry, file: "PartFile | _InMemory", on_bytes: OnBytes) -> bool:
+    def _fetch_all(self, entry: FileEntry, file: PartFile | _InMemory, on_bytes: OnBytes) -> None:
+        is_ended = False
+        while file.position < entry.size and not is_ended:
+            self._pace.wait_until_open()
+            self._connection.refresh()
+            is_ended = self._fetch_some(entry, file, on_bytes)
+
+    def _fetch_some(self, entry: FileEntry, file: PartFile | _InMemory, on_bytes: OnBytes) -> bool:
         """Fetch until the end of what there is, and answer True, or until the connection may not be used any more."""
         request = transfer_pb2.FetchRequest(digest=entry.digest, offset=file.position)
         self._count("Fetch", request.ByteSize())

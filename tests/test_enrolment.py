@@ -27,12 +27,12 @@ from common.trust.certificate_request import CertificateRequest
 from common.trust.identity import Identity
 from common.trust.invitation import Invitation
 from common.trust.note import Note, SigningKey, sign
-from common.trust.pki import make_csr, new_key
+from common.trust.pki import identity_of, make_csr, new_key
 from common.trust.rules import owner_key_name
 from common.trust.statements import new_record_id
 from coordinator.enrolment import Enrolment
 from coordinator.tables import certificates
-from owner_client.membership import open_membership, renew_if_due
+from owner_client.membership import open_membership, renew_if_due, renewal_moment
 from protos import enrolment_pb2, registry_pb2, transfer_pb2
 from tests.commands import concord
 from tests.federation import FEDERATION, Federation, running_federation
@@ -303,6 +303,18 @@ def test_a_certificate_that_was_never_handed_out_is_refused(federation: Federati
         refused(federation, NotPermittedError, "is revoked or was never issued here"),
     ):
         calls.record(b"")
+
+
+def test_a_certificate_of_a_minute_is_renewed_in_the_middle_of_it_and_not_at_once(federation: Federation) -> None:
+    """It is dated back for slow clocks, and renewed by a moment that counts from there."""
+    coordinator, lifetime = federation.coordinator, timedelta(minutes=1)
+    enrolment = Enrolment(
+        coordinator.store, coordinator.registry, authority=coordinator.authority, certificate_lifetime=lifetime
+    )
+    token = enrolment.invite("auditor/kim", lifetime=timedelta(minutes=5))
+    facts = identity_of(enrolment.certify(token, csr=make_csr(new_key())))
+    assert lifetime / 3 < facts.not_after - renewal_moment(facts) < lifetime * 2 / 3
+    assert facts.not_after - facts.not_before > lifetime
 
 
 def test_a_certificate_that_lapsed_is_refused_on_the_next_call(federation: Federation) -> None:

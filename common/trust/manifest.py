@@ -156,8 +156,8 @@ def _parse_entry(field: strict_json.JsonValue) -> FileEntry:
             raise ValueError(f"a file entry needs digest and size, not {str(field)[:80]}")
 
 
-def check_directory(directory: Path, *, manifest: Manifest, digest_of: Callable[[Path], str] = digest_of_file) -> None:
-    """Raise unless `directory` holds exactly the files of `manifest`, byte for byte, as `digest_of` says.
+def check_directory(directory: Path, *, manifest: Manifest, digests: Callable[[Path], str] = digest_of_file) -> None:
+    """Raise unless `directory` holds exactly the files of `manifest`, byte for byte, as `digests` says.
 
     Raises:
         NotFoundError: a file is missing.
@@ -172,7 +172,7 @@ def check_directory(directory: Path, *, manifest: Manifest, digest_of: Callable[
         path = directory / name
         if path.is_symlink() or not path.is_file():
             raise VerificationError(f"{path} is not a plain file; a published directory holds plain files only")
-        if path.stat().st_size != entry.size or digest_of(path) != entry.digest:
+        if path.stat().st_size != entry.size or digests(path) != entry.digest:
             raise VerificationError(
                 f"{path} is not the file that its manifest lists ({entry.digest}, {entry.size} bytes)"
             )

@@ -93,6 +93,15 @@ def test_a_dense_model_has_no_routers_to_train(base: Path, text: Path, tmp_path:
         _run(_config(base, tmp_path / "tuned", _own(text), trained="routers"))
 
 
+def test_router_rows_are_trained_without_a_loss_on_their_size_unless_asked_for(text: Path, tmp_path: Path) -> None:
+    def z_loss(**changes: object) -> float:
+        return TuneJob.model_validate(_config(tmp_path, tmp_path / "tuned", _own(text), **changes)).router_z_loss
+
+    assert z_loss(trained="routers") == 0
+    assert z_loss(trained="routers", router_z_loss=0.5) == 0.5
+    assert z_loss() > 0
+
+
 def test_shares_that_are_no_whole_are_refused(base: Path, text: Path, tmp_path: Path) -> None:
     sources = {"own": {"text": str(text / "own"), "share": 0.5}}
     with pytest.raises(ValueError, match="do not sum to 1"):
