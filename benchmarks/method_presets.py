@@ -60,19 +60,22 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "gpu": COORDINATED,
 }  # fmt: skip
 
+LEARNED_ROWS: Final[Mapping[str, object]] = {"router_learning_rate": 1e-3, "router_z_loss": 1e-3}
+"""Rows that are trained, with the loss on the router's logits that the paper's training has."""
+
 ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
     "coordinated": COORDINATED,
     "coordinated, no bias": {**COORDINATED, "bias": False},
-    "coordinated, rows: mean hidden states": {**COORDINATED, "router_start": "mean", "router_learning_rate": 1e-3},
-    "coordinated, rows: random": {**COORDINATED, "router_start": "random", "router_learning_rate": 1e-3},
-    "coordinated, rows trained": {**COORDINATED, "router_learning_rate": 1e-3},
+    "coordinated, rows: mean hidden states": {**COORDINATED, "router_start": "mean", **LEARNED_ROWS},
+    "coordinated, rows: random": {**COORDINATED, "router_start": "random", **LEARNED_ROWS},
+    "coordinated, rows trained": {**COORDINATED, **LEARNED_ROWS},
     "coordinated, no public anchor": {**COORDINATED, "public_anchor": 0.0},
     "coordinated, no negatives, rows as the paper's": {
         **COORDINATED,
         "negative_share": 0.0,
         "public_anchor": 0.0,
         "router_start": "mean",
-        "router_learning_rate": 1e-3,
+        **LEARNED_ROWS,
     },
     "coordinated, negatives that the public model has seen": {**COORDINATED, "public": PUBLIC},
     "not coordinated, negatives": {**COORDINATED, "coordinated": False, "public_anchor": 0.0},

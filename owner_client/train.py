@@ -72,6 +72,9 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Whether the expert trains beside the public one; alone it is the public model's feed-forward, trained further."""
     bias: bool = True
     """Whether a bias is trained."""
+    router_z_loss: float = Field(default=0.0, ge=0)
+    """On the size of router logits; rows that stay log density ratios have large ones, which say how sure they are, and
+    a loss on them would reach the expert through the hidden states and the bias. The paper's learned rows have 1e-3."""
     router_start: RouterStart = "ratio"
     """What router rows start from (`router_init`)."""
     embedder: Path | None = None

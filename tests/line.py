@@ -180,8 +180,10 @@ class Served:
         return self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL; another one is begun."""
-        self._process.send_signal(signal.SIGKILL)
+        """SIGKILL, and it is dead; another one is begun."""
+        process = self._process
+        process.send_signal(signal.SIGKILL)
+        process.wait(STOP_S)
 
     def _keep(self) -> None:
         while self._process.wait() == -signal.SIGKILL and not self._ended.is_set():

@@ -28,6 +28,7 @@ LARGE = replace(SIZES, hidden_size=256, intermediate_size=2700)
 """Base and expert are 16 MiB each."""
 PATIENCE_S = 120
 KILLS = 10
+KILL_EVERY = 3 * MIB // 2
 RESENT_A_KILL = 5 * MIB
 """Two commits of a mebibyte, and what gRPC and the sockets had taken."""
 SILENCE_S = 1.5
@@ -63,10 +64,10 @@ def _get_ready(owner: Owner, seed: int) -> Path:
     return owner.put_expert(expert_weights(seed, sizes=LARGE)) / "expert.safetensors"
 
 
-def _submit(owner: Owner, on_bytes: Callable[[int, int], None] = lambda *_: None) -> None:
+def _submit(owner: Owner) -> None:
     with owner.member() as member:
         base = participation.fetch_base(member, on_bytes=lambda *_: None)
-        participation.submit(member, base=base, on_bytes=on_bytes)
+        participation.submit(member, base=base, on_bytes=lambda *_: None)
 
 
 def _check_arrived(federation: Federation, owner: Owner, file: Path) -> None:
@@ -92,13 +93,16 @@ def test_an_upload_ends_through_ten_kills_of_the_coordinator(federation: Federat
         file = _get_ready(owner, 1)
         before, kills = line.carried["up"], []
 
-        def kill(done: int, total: int) -> None:
-            if len(kills) < KILLS and done >= (len(kills) + 1) * total // (KILLS + 1):
-                kills.append(done)
-                coordinator.kill()
+        def kill() -> None:
+            kills.append(coordinator.pid)
+            coordinator.kill()
+            if len(kills) < KILLS:
+                line.after("up", KILL_EVERY, kill)
 
-        _submit(owner, kill)
-    assert len(kills) == KILLS
+        assert file.stat().st_size > KILLS * KILL_EVERY, "the upload cannot end before the last kill"
+        line.after("up", KILL_EVERY, kill)
+        _submit(owner)
+    assert len(set(kills)) == KILLS, "each time another process"
     resent = line.carried["up"] - before - file.stat().st_size
     assert resent < KILLS * RESENT_A_KILL
     _check_arrived(federation, owner, file)
