@@ -38,6 +38,7 @@ def _start(text: Path, work: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
+@pytest.mark.timeout(1200)  # trains some twenty small models, a minute and a half on two idle cores
 def test_every_system_is_measured_and_a_killed_run_goes_on(text: Path, tmp_path: Path) -> None:
     first = _start(text, tmp_path)
     assert first.stdout is not None
