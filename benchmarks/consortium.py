@@ -104,7 +104,8 @@ class Consortium:
     # Text
 
     def corpora(self) -> Path:
-        """Each owner's own documents and the public ones, a share of every domain among them."""
+        """Each owner's own documents and the public ones, a share of every domain among them but in the test split,
+        which tells domains apart."""
         sizes = self.sizes
         folder = self.place(
             "corpora", [self.owners, sizes.public_share, sizes.unseen_share, sizes.train_bytes, str(self.source)]
@@ -122,8 +123,11 @@ class Consortium:
             if text in seen:
                 raise MalformedError(f"{owner} and {seen[text]} have the same text; give each owner its own")
             seen[text] = owner
-            given, own["train"] = data.set_public_aside(own["train"], share=sizes.public_share)
-            public["train"] += given
+            for split in ("train", "validation"):
+                given, kept = data.set_public_aside(own[split], share=sizes.public_share)
+                if kept:
+                    own[split] = kept
+                    public[split] += given
             _write(partial / owner, own)
         unseen, public["train"] = data.set_unseen_aside(public["train"], share=sizes.unseen_share)
         _write(partial / UNSEEN, {**public, "train": unseen})

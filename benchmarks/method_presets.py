@@ -60,12 +60,13 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "gpu": COORDINATED,
 }  # fmt: skip
 
-LEARNED_ROWS: Final[Mapping[str, object]] = {"router_learning_rate": 1e-3, "router_z_loss": 1e-3}
-"""Rows that are trained, with the loss on the router's logits that the paper's training has."""
+LEARNED_ROWS: Final[Mapping[str, object]] = {"router_learning_rate": 1e-3, "router_z_loss": 1e-3, "held_out_bytes": 0}
+"""Rows that are trained, as the paper's: with a loss on the router's logits, and with a bias that is trained alone."""
 
 ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
     "coordinated": COORDINATED,
     "coordinated, no bias": {**COORDINATED, "bias": False},
+    "coordinated, bias as trained": {**COORDINATED, "held_out_bytes": 0},
     "coordinated, rows: mean hidden states": {**COORDINATED, "router_start": "mean", **LEARNED_ROWS},
     "coordinated, rows: random": {**COORDINATED, "router_start": "random", **LEARNED_ROWS},
     "coordinated, rows trained": {**COORDINATED, **LEARNED_ROWS},

@@ -5,7 +5,8 @@
 held to the public expert's output (`anchor`). The expert's router rows start as log density ratios between own and
 public text (`router_init`) and by default stay there: trained further beside one other expert, a row learns to tell
 apart what the two experts below it put out, and in a release it then claims whatever a third owner's expert made. What
-is trained of the router is a bias, at most 0, along the base's bias direction; it is folded into the row at the end.
+is trained of the router is a bias, at most 0, along the base's bias direction; at the end it is moved to where held-out
+text is predicted best (`held_out_bias`) and folded into the row.
 
 What the paper leaves out to see what it is worth can be left out here too: the public expert beside the owner's
 (`coordinated`), the bias (`bias`), what rows start from (`router_start`); and rows may start as the paper's do, from an
@@ -30,9 +31,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import training
-from common.data import Batch, Document, MixtureState, PackedText, batches, read_split, set_unseen_aside
+from common.data import Batch, Document, MixtureState, PackedText, batches, read_corpus, sample, set_unseen_aside
 from common.embedder import Embedder, directory_digest, embedded_difference
 from common.errors import JobFailedError, MalformedError
+from common.evaluate import prepare
 from common.job import StopSignal
 from common.loss import Loss, TensorBatch, language_loss
 from common.model import hf, partition
@@ -42,6 +44,7 @@ from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from owner_client.anchor import PublicAnchor
+from owner_client.held_out_bias import choose_bias
 from owner_client.router_init import MakeRow, RouterStart, initialise_routers, row_maker
 
 EXPERT_FILE: Final = "expert.safetensors"
@@ -72,6 +75,9 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Whether the expert trains beside the public one; alone it is the public model's feed-forward, trained further."""
     bias: bool = True
     """Whether a bias is trained."""
+    held_out_bytes: int = Field(default=40_000, ge=0)
+    """How much held-out text, of the owner's and of public text each, the bias is moved on at most; at 0 it stays as
+    it was trained."""
     router_z_loss: float = Field(default=0.0, ge=0)
     """On the size of router logits; rows that stay log density ratios have large ones, which say how sure they are, and
     a loss on them would reach the expert through the hidden states and the bias. The paper's learned rows have 1e-3."""
@@ -111,7 +117,9 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     Raises:
         JobFailedError: training changed something that is not the owner's; nothing is written.
     """
-    documents = read_split(config.data, "train"), _public_documents(config)
+    own_corpus, public_corpus = read_corpus(config.data), read_corpus(config.public)
+    documents = own_corpus.train, _public_documents(config, public_corpus.train)
+    held_out = tuple(sample(corpus.validation, config.held_out_bytes) for corpus in (own_corpus, public_corpus))
     public_model = hf.load(config.base, device=config.device, dtype=torch.float32)
     base_digest = training.digest_tensors(public_model.state_dict())
     fingerprint = training.fingerprint(
@@ -119,6 +127,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         base=base_digest,
         data=training.digest_texts(d.text for d in documents[0]),
         public=training.digest_texts(d.text for d in documents[1]),
+        held_out=training.digest_texts(d.text for documents in held_out for d in documents),
         embedder="" if config.embedder is None else directory_digest(config.embedder),
     )
     if (record := training.finished(config, fingerprint)) is not None:
@@ -147,12 +156,14 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         raise JobFailedError("training changed parameters that are not the owner's; the expert is not written")
     if not config.coordinated:
         _take_over(model, trained)
+    moved = _move_bias(config, model, held_out, tokens) if config.bias and config.held_out_bytes else 0.0
     record = {
         "fingerprint": fingerprint,
         "base_sha256": base_digest,
         "frozen_sha256": frozen,
         "own_tokens": own.num_tokens,
         "public_tokens": public.num_tokens,
+        "bias_moved": moved,
         "biases": [router.biases[str(OWNED_EXPERT)].item() for router in model.routers],
         **asdict(result),
         "config": config.model_dump(mode="json"),
@@ -161,13 +172,12 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     return record
 
 
-def _public_documents(config: ExpertJob) -> Sequence[Document]:
+def _public_documents(config: ExpertJob, documents: Sequence[Document]) -> Sequence[Document]:
     """Public documents that the public model was not trained on, or all of them where it was trained on all.
 
     Raises:
         MalformedError: none is left.
     """
-    documents = read_split(config.public, "train")
     share = training.unseen_share(config.base) if config.unseen_share is None else config.unseen_share
     if share == 0:
         return documents
@@ -231,6 +241,12 @@ def _two_expert(
         gate.rows[OWNED_EXPERT].requires_grad_(config.router_learning_rate > 0)
         gate.biases[str(OWNED_EXPERT)].requires_grad_(config.bias)
     return model
+
+
+def _move_bias(config: ExpertJob, model: CausalLM, held_out: Sequence[Sequence[Document]], tokens: Tokenizer) -> float:
+    """`choose_bias` on held-out documents of the owner and of the public."""
+    own, public = (prepare(documents, tokens, sequence_length=config.sequence_length) for documents in held_out)
+    return choose_bias(model, own, public, batch_size=config.batch_size)
 
 
 def _dense(public_model: CausalLM) -> CausalLM:

@@ -26,7 +26,8 @@ def test_an_expert_that_trains_alone_is_the_feed_forward_of_the_public_model_tra
     base: Path, text: Path, tmp_path: Path
 ) -> None:
     """Placed back into the public model it is better on own text than before, and nothing else is different."""
-    expert = _train(text, base, tmp_path / "expert", coordinated=False, public_anchor=0.0, negative_share=0.0)
+    expert = _train(text, base, tmp_path / "expert", coordinated=False, public_anchor=0.0, negative_share=0.0,
+                    held_out_bytes=0)  # fmt: skip
     model = hf.load(base)
     state = model.state_dict()
     for layer in range(2):

@@ -1,0 +1,87 @@
+"""The bias of an expert's rows is moved to where held-out text is predicted best."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_jobs import WORDS, expert_config
+
+from common.data import document, read_corpus
+from common.evaluate import Domain, prepare, score
+from common.job import StopSignal
+from common.model import hf, partition
+from common.model.router_rows import PublicRouter
+from common.model.transformer import CausalLM
+from common.tokenizer import Tokenizer
+from owner_client import train
+from owner_client.held_out_bias import LEAST, MOST, STEP, choose_bias
+
+
+@pytest.fixture
+def model(base: Path) -> CausalLM:
+    """Two experts that are alike, as their rows are; the owner's is a little reluctant."""
+    model, router = hf.two_expert(hf.load(base)), PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
+    with torch.no_grad():
+        for gate, row_D, direction_D in zip(model.routers, router.rows, router.bias_directions, strict=True):
+            gate.add_bias(1, direction_D)
+            for row in gate.rows:
+                row.copy_(row_D)
+            gate.biases["1"].fill_(-0.25)
+    return model
+
+
+def _held_out(base: Path, kind: str) -> Domain:
+    words = WORDS[kind].split()
+    texts = [" ".join(words[i:] + words[:i]) for i in range(4)]
+    return prepare([document(text) for text in texts], Tokenizer.load(base), sequence_length=16)
+
+
+def _turn_round(model: CausalLM) -> None:
+    """What the owner's expert puts out has its coordinates in another order."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts.1.down_proj." in name:
+                parameter.copy_(parameter.flip(0).clone())
+
+
+def _biases(model: CausalLM) -> list[float]:
+    return [gate.biases["1"].item() for gate in model.routers]
+
+
+def test_an_expert_that_harms_is_made_as_reluctant_as_may_be(model: CausalLM, base: Path) -> None:
+    _turn_round(model)
+    known = _held_out(base, "public")
+    assert choose_bias(model, known, known, batch_size=2) == -MOST
+    assert _biases(model) == pytest.approx([-0.25 - MOST] * 2)
+
+
+def test_where_both_experts_are_alike_nothing_is_moved(model: CausalLM, base: Path) -> None:
+    assert choose_bias(model, _held_out(base, "own"), _held_out(base, "public"), batch_size=2) == 0
+    assert _biases(model) == [-0.25] * 2
+
+
+def test_a_step_further_or_back_is_worse(base: Path, text: Path, tmp_path: Path) -> None:
+    """Of a real expert, as its job leaves it; and a job that is to move nothing does not."""
+    job = expert_config(text, base, tmp_path / "expert", steps=60)
+    moved = train.run(train.ExpertJob.model_validate(job), StopSignal())["bias_moved"]
+    assert isinstance(moved, float)
+    assert 0 < abs(moved) < MOST
+    corpora = (read_corpus(text / kind).validation for kind in ("own", "public"))
+    domains = [prepare(documents, Tokenizer.load(base), sequence_length=32) for documents in corpora]
+    losses = {shift: _loss(base, tmp_path / "expert", shift, domains) for shift in (-STEP, 0.0, STEP)}
+    assert losses[0.0] < min(losses[-STEP], losses[STEP]) + LEAST
+
+    kept = train.ExpertJob.model_validate({**job, "output": tmp_path / "kept", "held_out_bytes": 0})
+    assert train.run(kept, StopSignal())["bias_moved"] == 0
+
+
+def _loss(base: Path, expert: Path, shift: float, domains: Sequence[Domain]) -> float:
+    model, router = hf.two_expert(hf.load(base)), PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
+    rows = {partition.router_row(layer, 0): row for layer, row in enumerate(router.rows)}
+    model.load_state_dict({**load_file(expert / train.EXPERT_FILE), **rows}, strict=False)
+    with torch.no_grad():
+        for gate, direction_D in zip(model.routers, router.bias_directions, strict=True):
+            gate.rows[1] += shift * direction_D
+    return sum(score(model, domain, batch_size=4).bits_per_byte for domain in domains)
