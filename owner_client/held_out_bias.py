@@ -7,6 +7,7 @@ long as held-out text is predicted better, half of it the owner's and half publi
 does (DECISIONS).
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -23,7 +24,14 @@ LEAST: Final = 1e-4
 """Bits per byte, of both texts together, that a step has to win."""
 
 
-def choose_bias(model: CausalLM, own: Domain, public: Domain, *, batch_size: int) -> float:
+def choose_bias(
+    model: CausalLM,
+    own: Domain,
+    public: Domain,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> float:
     """Move the biases of the two-expert `model` to where held-out text is predicted best; returns by how much.
 
     Args:
@@ -31,6 +39,7 @@ def choose_bias(model: CausalLM, own: Domain, public: Domain, *, batch_size: int
         own: Held-out text of the owner.
         public: Held-out public text; both count the same, whatever there is of each.
         batch_size: Rows at a time.
+        advance: Called with the number of rows just done; what it raises ends the search.
 
     Raises:
         JobFailedError: the model's likelihoods are not numbers.
@@ -44,7 +53,9 @@ def choose_bias(model: CausalLM, own: Domain, public: Domain, *, batch_size: int
             with torch.no_grad():
                 for bias, start in zip(biases, trained, strict=True):
                     bias.fill_(start + moved)
-            known[moved] = sum(score(model, text, batch_size=batch_size).bits_per_byte for text in (own, public))
+            known[moved] = sum(
+                score(model, text, batch_size=batch_size, advance=advance).bits_per_byte for text in (own, public)
+            )
         return known[moved]
 
     best = 0.0

@@ -35,7 +35,7 @@ from common.data import Batch, Document, MixtureState, PackedText, batches, read
 from common.embedder import Embedder, directory_digest, embedded_difference
 from common.errors import JobFailedError, MalformedError
 from common.evaluate import prepare
-from common.job import StopSignal
+from common.job import StoppedError, StopSignal
 from common.loss import Loss, TensorBatch, language_loss
 from common.model import hf, partition
 from common.model.partition import OWNED_EXPERT
@@ -156,7 +156,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         raise JobFailedError("training changed parameters that are not the owner's; the expert is not written")
     if not config.coordinated:
         _take_over(model, trained)
-    moved = _move_bias(config, model, held_out, tokens) if config.bias and config.held_out_bytes else 0.0
+    moved = _move_bias(config, model, held_out, tokens, stop) if config.bias and config.held_out_bytes else 0.0
     record = {
         "fingerprint": fingerprint,
         "base_sha256": base_digest,
@@ -243,10 +243,25 @@ def _two_expert(
     return model
 
 
-def _move_bias(config: ExpertJob, model: CausalLM, held_out: Sequence[Sequence[Document]], tokens: Tokenizer) -> float:
-    """`choose_bias` on held-out documents of the owner and of the public."""
+def _move_bias(
+    config: ExpertJob,
+    model: CausalLM,
+    held_out: Sequence[Sequence[Document]],
+    tokens: Tokenizer,
+    stop: StopSignal,
+) -> float:
+    """`choose_bias` on held-out documents of the owner and of the public.
+
+    Raises:
+        StoppedError: asked to stop.
+    """
+
+    def go_on(_rows: int) -> None:
+        if stop.requested:
+            raise StoppedError("stopped after training, while the bias was chosen; run the job again to go on")
+
     own, public = (prepare(documents, tokens, sequence_length=config.sequence_length) for documents in held_out)
-    return choose_bias(model, own, public, batch_size=config.batch_size)
+    return choose_bias(model, own, public, batch_size=config.batch_size, advance=go_on)
 
 
 def _dense(public_model: CausalLM) -> CausalLM:

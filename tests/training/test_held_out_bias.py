@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from small_jobs import WORDS, expert_config
 
 from common.data import document, read_corpus
 from common.evaluate import Domain, prepare, score
-from common.job import StopSignal
+from common.job import StoppedError, StopSignal
 from common.model import hf, partition
 from common.model.router_rows import PublicRouter
 from common.model.transformer import CausalLM
@@ -85,3 +86,22 @@ def _loss(base: Path, expert: Path, shift: float, domains: Sequence[Domain]) -> 
         for gate, direction_D in zip(model.routers, router.bias_directions, strict=True):
             gate.rows[1] += shift * direction_D
     return sum(score(model, domain, batch_size=4).bits_per_byte for domain in domains)
+
+
+def test_it_stops_when_asked_and_nothing_is_published(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = train.ExpertJob.model_validate(expert_config(text, base, tmp_path / "expert", steps=2))
+    stop, choose = StopSignal(), train.choose_bias
+
+    def ask_first(*arguments: Any, **options: Any) -> float:
+        stop.requested = True
+        return choose(*arguments, **options)
+
+    monkeypatch.setattr(train, "choose_bias", ask_first)
+    with pytest.raises(StoppedError, match="while the bias was chosen; run the job again"):
+        train.run(job, stop)
+    assert not job.output.exists()
+    monkeypatch.undo()
+    train.run(job, StopSignal())
+    assert job.output.exists()
