@@ -2,9 +2,10 @@
 
 Training cannot choose it. A batch holds far more of the owner's text than of others', so a bias that is trained says
 "mine" too readily; and how much a wrong choice costs depends on the finished expert, which is not there while rows are
-made. So once the expert is trained one number, added to the bias of every layer, is moved in steps from where it is as
-long as held-out text is predicted better, half of it the owner's and half public. It folds into the rows as any bias
-does (DECISIONS).
+made. So once the expert is trained the biases of all layers are moved together, in steps, as long as held-out text is
+predicted better, half of it the owner's and half public. They stay at most 0, as in training: an expert may be made
+more reluctant than its rows are, never more eager, whatever is best beside the public expert alone; in a release others
+are there, whom more eager rows would cost. A bias folds into its row (DECISIONS).
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from common.model.transformer import CausalLM
 STEP: Final = 0.5
 """In logits: of a step, e^0.5 = 1.6 times as likely to be chosen, or as much less."""
 MOST: Final = 3.0
-"""No bias is moved further."""
+"""Biases are moved no further."""
 LEAST: Final = 1e-4
 """Bits per byte, of both texts together, that a step has to win."""
 
@@ -31,8 +32,8 @@ def choose_bias(
     *,
     batch_size: int,
     advance: Callable[[int], None] = lambda rows: None,
-) -> float:
-    """Move the biases of the two-expert `model` to where held-out text is predicted best; returns by how much.
+) -> None:
+    """Move the biases of the two-expert `model` to where held-out text is predicted best.
 
     Args:
         model: The public expert and the owner's, whose rows have biases; on the device where it is to run.
@@ -46,23 +47,23 @@ def choose_bias(
     """
     biases = [router.biases[str(OWNED_EXPERT)] for router in model.routers]
     trained = [bias.item() for bias in biases]
-    known: dict[float, float] = {}
+    losses: dict[float, float] = {}
 
-    def loss(moved: float) -> float:
-        if moved not in known:
-            with torch.no_grad():
-                for bias, start in zip(biases, trained, strict=True):
-                    bias.fill_(start + moved)
-            known[moved] = sum(
+    def move(by: float) -> None:
+        with torch.no_grad():
+            for bias, start in zip(biases, trained, strict=True):
+                bias.fill_(min(0.0, start + by))
+
+    def loss(by: float) -> float:
+        if by not in losses:
+            move(by)
+            losses[by] = sum(
                 score(model, text, batch_size=batch_size, advance=advance).bits_per_byte for text in (own, public)
             )
-        return known[moved]
+        return losses[by]
 
     best = 0.0
     for step in (STEP, -STEP):
         while abs(best + step) <= MOST and loss(best + step) < loss(best) - LEAST:
             best += step
-    with torch.no_grad():
-        for bias, start in zip(biases, trained, strict=True):
-            bias.fill_(start + best)
-    return best
+    move(best)

@@ -156,14 +156,14 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         raise JobFailedError("training changed parameters that are not the owner's; the expert is not written")
     if not config.coordinated:
         _take_over(model, trained)
-    moved = _move_bias(config, model, held_out, tokens, stop) if config.bias and config.held_out_bytes else 0.0
+    if config.bias and config.held_out_bytes:
+        _move_bias(config, model, held_out, tokens, stop)
     record = {
         "fingerprint": fingerprint,
         "base_sha256": base_digest,
         "frozen_sha256": frozen,
         "own_tokens": own.num_tokens,
         "public_tokens": public.num_tokens,
-        "bias_moved": moved,
         "biases": [router.biases[str(OWNED_EXPERT)].item() for router in model.routers],
         **asdict(result),
         "config": config.model_dump(mode="json"),
@@ -249,7 +249,7 @@ def _move_bias(
     held_out: Sequence[Sequence[Document]],
     tokens: Tokenizer,
     stop: StopSignal,
-) -> float:
+) -> None:
     """`choose_bias` on held-out documents of the owner and of the public.
 
     Raises:
@@ -261,7 +261,7 @@ def _move_bias(
             raise StoppedError("stopped after training, while the bias was chosen; run the job again to go on")
 
     own, public = (prepare(documents, tokens, sequence_length=config.sequence_length) for documents in held_out)
-    return choose_bias(model, own, public, batch_size=config.batch_size, advance=go_on)
+    choose_bias(model, own, public, batch_size=config.batch_size, advance=go_on)
 
 
 def _dense(public_model: CausalLM) -> CausalLM:

@@ -54,28 +54,40 @@ def _biases(model: CausalLM) -> list[float]:
 def test_an_expert_that_harms_is_made_as_reluctant_as_may_be(model: CausalLM, base: Path) -> None:
     _turn_round(model)
     known = _held_out(base, "public")
-    assert choose_bias(model, known, known, batch_size=2) == -MOST
+    choose_bias(model, known, known, batch_size=2)
     assert _biases(model) == pytest.approx([-0.25 - MOST] * 2)
 
 
 def test_where_both_experts_are_alike_nothing_is_moved(model: CausalLM, base: Path) -> None:
-    assert choose_bias(model, _held_out(base, "own"), _held_out(base, "public"), batch_size=2) == 0
+    choose_bias(model, _held_out(base, "own"), _held_out(base, "public"), batch_size=2)
     assert _biases(model) == [-0.25] * 2
 
 
+def test_an_expert_that_helps_everywhere_is_made_no_more_eager_than_its_rows(model: CausalLM, base: Path) -> None:
+    known = _held_out(base, "public")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts.0.down_proj." in name:
+                parameter.copy_(parameter.flip(0).clone())
+    choose_bias(model, known, known, batch_size=2)
+    assert _biases(model) == [0.0] * 2
+
+
 def test_a_step_further_or_back_is_worse(base: Path, text: Path, tmp_path: Path) -> None:
-    """Of a real expert, as its job leaves it; and a job that is to move nothing does not."""
-    job = expert_config(text, base, tmp_path / "expert", steps=60)
-    moved = train.run(train.ExpertJob.model_validate(job), StopSignal())["bias_moved"]
-    assert isinstance(moved, float)
-    assert 0 < abs(moved) < MOST
+    """Of a real expert that claims too much, as its job leaves it; and a job that is to move nothing does not."""
+    job = expert_config(text, base, tmp_path / "expert", steps=60, router_prior=0.99, public_anchor=0.0)
+    biases = train.run(train.ExpertJob.model_validate(job), StopSignal())["biases"]
+    kept = train.ExpertJob.model_validate({**job, "output": tmp_path / "kept", "held_out_bytes": 0})
+    as_trained = train.run(kept, StopSignal())["biases"]
+    assert isinstance(biases, list)
+    assert isinstance(as_trained, list)
+    moved = {round((bias - start) / STEP) for bias, start in zip(biases, as_trained, strict=True)}
+    assert len(moved) == 1
+    assert -MOST / STEP < moved.pop() < 0
     corpora = (read_corpus(text / kind).validation for kind in ("own", "public"))
     domains = [prepare(documents, Tokenizer.load(base), sequence_length=32) for documents in corpora]
     losses = {shift: _loss(base, tmp_path / "expert", shift, domains) for shift in (-STEP, 0.0, STEP)}
     assert losses[0.0] < min(losses[-STEP], losses[STEP]) + LEAST
-
-    kept = train.ExpertJob.model_validate({**job, "output": tmp_path / "kept", "held_out_bytes": 0})
-    assert train.run(kept, StopSignal())["bias_moved"] == 0
 
 
 def _loss(base: Path, expert: Path, shift: float, domains: Sequence[Domain]) -> float:
