@@ -53,6 +53,7 @@ class Sizes:
     tuning_steps: int
     router_steps: int
     router_learning_rate: float
+    """Of router training on proxies."""
     evaluated_bytes: int
     seeds: tuple[int, ...]
     train_bytes: int | None = None
@@ -75,6 +76,8 @@ class Sizes:
     router_start: str = "ratio"
     router_prior: float = 0.4
     router_sequences: int = 1024
+    router_z_loss: float = 0.0
+    """Of router training: it makes rows less sure of themselves."""
     top_k: int = 2
     """Experts a token, in the release and in every mixture and ensemble that it is measured against."""
     ablations: tuple[str, ...] = ()

@@ -165,7 +165,7 @@ class Study:
         kept = [1 + index for index, owner in enumerate(world.owners) if not trained[owner]]
         return world.tuned("release+rt", world.release(experts), {PUBLIC: public, **sources}, trained="routers",
                            steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
-                           kept_rows=kept, validation=validation)  # fmt: skip
+                           router_z_loss=sizes.router_z_loss, kept_rows=kept, validation=validation)  # fmt: skip
 
     @cached_property
     def _proxies(self) -> dict[str, list[Document]]:
