@@ -45,7 +45,7 @@ ONLY_IN = {
     "transformers": r"common\.text_encoder",
     "torch": (
         r"common\.(job|loss|training|tune|evaluate|embedder|text_encoder)|common\.model\.(hf|moe|router_rows|transformer)"
-        r"|owner_client\.(train|router_init|anchor|extraction)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
+        r"|owner_client\.(train|router_init|anchor|held_out_bias|extraction)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
     ),
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
