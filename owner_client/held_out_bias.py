@@ -17,6 +17,8 @@ from common.evaluate import Domain, score
 from common.model.partition import OWNED_EXPERT
 from common.model.transformer import CausalLM
 
+MOST_EAGER: Final = 0.0
+"""No bias is above it, in training or after (arXiv 2507.07024, section 3.3.2)."""
 STEP: Final = 0.5
 """In logits: of a step, e^0.5 = 1.6 times as likely to be chosen, or as much less."""
 MOST: Final = 3.0
@@ -52,7 +54,7 @@ def choose_bias(
     def move(by: float) -> None:
         with torch.no_grad():
             for bias, start in zip(biases, trained, strict=True):
-                bias.fill_(min(0.0, start + by))
+                bias.fill_(min(MOST_EAGER, start + by))
 
     def loss(by: float) -> float:
         if by not in losses:

@@ -44,7 +44,7 @@ from common.model.transformer import CausalLM, ModelOutput
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from owner_client.anchor import PublicAnchor
-from owner_client.held_out_bias import choose_bias
+from owner_client.held_out_bias import MOST_EAGER, choose_bias
 from owner_client.router_init import MakeRow, RouterStart, initialise_routers, row_maker
 
 EXPERT_FILE: Final = "expert.safetensors"
@@ -74,7 +74,7 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     coordinated: bool = True
     """Whether the expert trains beside the public one; alone it is the public model's feed-forward, trained further."""
     bias: bool = True
-    """Whether a bias is trained."""
+    """Whether rows have a bias, which is trained and then moved on held-out text."""
     held_out_bytes: int = Field(default=40_000, ge=0)
     """How much held-out text, of the owner's and of public text each, the bias is moved on at most; at 0 it stays as
     it was trained."""
@@ -122,14 +122,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     held_out = tuple(sample(corpus.validation, config.held_out_bytes) for corpus in (own_corpus, public_corpus))
     public_model = hf.load(config.base, device=config.device, dtype=torch.float32)
     base_digest = training.digest_tensors(public_model.state_dict())
-    fingerprint = training.fingerprint(
-        config,
-        base=base_digest,
-        data=training.digest_texts(d.text for d in documents[0]),
-        public=training.digest_texts(d.text for d in documents[1]),
-        held_out=training.digest_texts(d.text for documents in held_out for d in documents),
-        embedder="" if config.embedder is None else directory_digest(config.embedder),
-    )
+    fingerprint = _fingerprint(config, base_digest, documents, held_out)
     if (record := training.finished(config, fingerprint)) is not None:
         return record
     tokens = Tokenizer.load(config.base)
@@ -170,6 +163,24 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     }
     training.publish(config.output, partial(_write, model, record), checkpoint=config.checkpoint_folder)
     return record
+
+
+def _fingerprint(
+    config: ExpertJob,
+    base_digest: str,
+    documents: Sequence[Sequence[Document]],
+    held_out: Sequence[Sequence[Document]],
+) -> str:
+    """Of all that decides the expert; texts are pairs of the owner's and the public ones."""
+    own, public = (training.digest_texts(each.text for each in texts) for texts in documents)
+    return training.fingerprint(
+        config,
+        base=base_digest,
+        data=own,
+        public=public,
+        held_out=training.digest_texts(each.text for texts in held_out for each in texts),
+        embedder="" if config.embedder is None else directory_digest(config.embedder),
+    )
 
 
 def _public_documents(config: ExpertJob, documents: Sequence[Document]) -> Sequence[Document]:
@@ -299,7 +310,7 @@ def _clamp_biases(model: CausalLM, _step: int) -> None:
     """A bias may make its expert more reluctant, never more eager."""
     with torch.no_grad():
         for router in model.routers:
-            router.biases[str(OWNED_EXPERT)].clamp_(max=0.0)
+            router.biases[str(OWNED_EXPERT)].clamp_(max=MOST_EAGER)
 
 
 def _batches(

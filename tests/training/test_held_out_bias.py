@@ -39,11 +39,11 @@ def _held_out(base: Path, kind: str) -> Domain:
     return prepare([document(text) for text in texts], Tokenizer.load(base), sequence_length=16)
 
 
-def _turn_round(model: CausalLM) -> None:
-    """What the owner's expert puts out has its coordinates in another order."""
+def _turn_round(model: CausalLM, expert: int) -> None:
+    """What that expert puts out has its coordinates in another order."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".experts.1.down_proj." in name:
+            if f".experts.{expert}.down_proj." in name:
                 parameter.copy_(parameter.flip(0).clone())
 
 
@@ -52,7 +52,7 @@ def _biases(model: CausalLM) -> list[float]:
 
 
 def test_an_expert_that_harms_is_made_as_reluctant_as_may_be(model: CausalLM, base: Path) -> None:
-    _turn_round(model)
+    _turn_round(model, 1)
     known = _held_out(base, "public")
     choose_bias(model, known, known, batch_size=2)
     assert _biases(model) == pytest.approx([-0.25 - MOST] * 2)
@@ -65,10 +65,7 @@ def test_where_both_experts_are_alike_nothing_is_moved(model: CausalLM, base: Pa
 
 def test_an_expert_that_helps_everywhere_is_made_no_more_eager_than_its_rows(model: CausalLM, base: Path) -> None:
     known = _held_out(base, "public")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".experts.0.down_proj." in name:
-                parameter.copy_(parameter.flip(0).clone())
+    _turn_round(model, 0)
     choose_bias(model, known, known, batch_size=2)
     assert _biases(model) == [0.0] * 2
 
@@ -103,9 +100,9 @@ def test_it_stops_when_asked_and_nothing_is_published(
     job = train.ExpertJob.model_validate(expert_config(text, base, tmp_path / "expert", steps=2))
     stop, choose = StopSignal(), train.choose_bias
 
-    def ask_first(*arguments: Any, **options: Any) -> float:
+    def ask_first(*arguments: Any, **options: Any) -> None:
         stop.requested = True
-        return choose(*arguments, **options)
+        choose(*arguments, **options)
 
     monkeypatch.setattr(train, "choose_bias", ask_first)
     with pytest.raises(StoppedError, match="while the bias was chosen; run the job again"):
