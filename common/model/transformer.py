@@ -6,6 +6,8 @@ rotary positions, SwiGLU, an untied head. Parameter names are Hugging Face's on-
 Shapes: B batch, T sequence, D hidden_size, V vocab_size, E experts, H heads, R head width, N tokens.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, cast
 
 import torch
@@ -28,11 +30,14 @@ class ModelOutput(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where tokens stand: rotary cosine and sine [T, R], and who may attend to whom (None: plain causal)."""
+    """Where tokens stand: rotary cosine and sine [T, R], and who may attend to whom: all before it (neither is given),
+    what the mask says, or all before it in its stretch, whose lengths add up to B * T.
+    """
 
     cos_TR: Tensor
     sin_TR: Tensor
-    mask_B1TT: Tensor | None
+    mask_B1TT: Tensor | None = None
+    lengths: list[int] | None = None
 
 
 class RMSNorm(nn.Module):
@@ -69,9 +74,11 @@ class Attention(nn.Module):
         q = _rotate(self._heads(self.q_norm(self.q_proj(x_BTD))), places)
         k = _rotate(self._heads(self.k_norm(self.k_proj(x_BTD))), places)
         v = self._heads(self.v_proj(x_BTD))
-        y_BHTR = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=places.mask_B1TT, is_causal=places.mask_B1TT is None, enable_gqa=self.grouped
-        )
+        attend = partial(F.scaled_dot_product_attention, enable_gqa=self.grouped)
+        if places.lengths is not None:
+            y_BHTR = _attend_within(attend, q, k, v, places.lengths)
+        else:
+            y_BHTR = attend(q, k, v, attn_mask=places.mask_B1TT, is_causal=places.mask_B1TT is None)
         return cast(Tensor, self.o_proj(y_BHTR.transpose(1, 2).flatten(2)))
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
@@ -174,8 +181,10 @@ class CausalLM(nn.Module):
         # Rotary positions are relative, so documents that do not see one another may share one count.
         cos_TR, sin_TR = self._rotations(torch.arange(x_BTD.shape[1], device=x_BTD.device))
         if document_ids_BT is None:
-            return _Places(cos_TR, sin_TR, None)
+            return _Places(cos_TR, sin_TR)
         stretches_BT = stretches(document_ids_BT)
+        if stretches_BT.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _Places(cos_TR, sin_TR, lengths=torch.bincount(stretches_BT.flatten()).tolist())
         mask_B1TT = (stretches_BT[:, :, None] == stretches_BT[:, None, :]).tril().unsqueeze(1)
         return _Places(cos_TR, sin_TR, mask_B1TT)
 
@@ -211,6 +220,19 @@ def initialise(model: nn.Module, *, seed: int) -> None:
             else:
                 drawn = torch.empty(parameter.shape).normal_(std=_INITIAL_STD, generator=generator)
                 parameter.copy_(drawn)
+
+
+def _attend_within(attend: Callable[..., Tensor], q_BHTR: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Causal attention [B, H, T, R] of each stretch by itself, for a processor that pays for what a mask hides."""
+    num_rows, num_heads, num_tokens, head_dim = q_BHTR.shape
+    stretch_by_stretch = zip(*(_cut(x, lengths) for x in (q_BHTR, k, v)), strict=True)
+    y_HNR = torch.cat([attend(*qkv, is_causal=True) for qkv in stretch_by_stretch], dim=-2)[0]
+    return y_HNR.view(num_heads, num_rows, num_tokens, head_dim).transpose(0, 1)
+
+
+def _cut(x_BHTR: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:
+    """One [1, H, length, R] a stretch."""
+    return torch.split(x_BHTR.transpose(0, 1).flatten(1, 2).unsqueeze(0), lengths, dim=2)
 
 
 def _rotate(x_BHTR: Tensor, places: _Places) -> Tensor:

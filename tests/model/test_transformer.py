@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,6 +120,20 @@ def test_rows_of_a_batch_may_be_cut_in_different_places(dense_directory: Path, i
         for row in range(3):
             alone = model(input_ids[row : row + 1], document_ids_BT=document_ids[row : row + 1]).logits_BTV
             torch.testing.assert_close(packed[row : row + 1], alone, atol=1e-4, rtol=0)
+
+
+def test_a_compiled_model_masks_documents_and_computes_the_same(dense_directory: Path, input_ids: Tensor) -> None:
+    document_ids = torch.stack([(torch.arange(40) >= cut).long() for cut in (5, 20, 40)])
+    logits, gradients = [], []
+    for make in (lambda model: model, partial(torch.compile, backend="eager", fullgraph=True)):
+        model = hf.load(dense_directory)
+        output = make(model)(input_ids, document_ids_BT=document_ids).logits_BTV
+        output.logsumexp(dim=-1).sum().backward()
+        logits.append(output.detach())
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-3, rtol=1e-3)
 
 
 def test_feed_forward_inputs_are_what_routers_and_experts_see(
