@@ -68,7 +68,10 @@ class Sizes:
     short_sequence_length: int | None = None
     """What the public model reads first, where that is shorter; as many tokens a batch."""
     long_steps: int = 0
-    """How many of its steps read sequences of `sequence_length`, where the others are shorter."""
+    """How many of its steps, the last ones, read sequences of `context`, where the others are shorter."""
+    context_length: int | None = None
+    """Of the windows that everything is measured in, and of the sequences that the public model reads last, where that
+    is longer than what is trained on otherwise."""
     coordinated: bool = True
     """Whether experts train beside the public one."""
     negative_share: float = 0.125
@@ -84,6 +87,11 @@ class Sizes:
     """Of these alone; of all by default."""
     device: str = "cpu"
     precision: str = "float32"
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence that anything reads."""
+        return self.context_length or self.sequence_length
 
 
 @dataclass
@@ -157,7 +165,7 @@ class Consortium:
         """The same ready to be scored; made once."""
         if (name, split) not in self._domains:
             documents, tokenizer = self.documents(name, split=split), Tokenizer.load(self.base())
-            self._domains[name, split] = prepare(documents, tokenizer, sequence_length=self.sizes.sequence_length)
+            self._domains[name, split] = prepare(documents, tokenizer, sequence_length=self.sizes.context)
         return self._domains[name, split]
 
     # Models
@@ -183,12 +191,13 @@ class Consortium:
 
     def _short_first(self) -> dict[str, object]:
         sizes = self.sizes
-        if sizes.short_sequence_length is None:
+        if not sizes.long_steps:
             return {}
+        short = sizes.short_sequence_length or sizes.sequence_length
         return {
-            "sequence_length": sizes.short_sequence_length,
-            "batch_size": sizes.batch_size * sizes.sequence_length // sizes.short_sequence_length,
-            "long_sequence_length": sizes.sequence_length,
+            "sequence_length": short,
+            "batch_size": sizes.batch_size * sizes.sequence_length // short,
+            "long_sequence_length": sizes.context,
             "long_steps": sizes.long_steps,
         }
 
@@ -202,6 +211,8 @@ class Consortium:
             "learning_rate": sizes.expert_learning_rate,
             "negative_share": sizes.negative_share,
             "public_anchor": sizes.public_anchor,
+            # Of one owner's text and everybody else's, as if there was as much of every kind.
+            "held_out_public_share": len(self.owners) / (1 + len(self.owners)),
             **({} if sizes.router_start == "ratio" else {"router_start": sizes.router_start}),
             "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,

@@ -191,7 +191,7 @@ class Study:
         router = PublicRouter.load(
             world.base(), num_hidden_layers=config.num_hidden_layers, hidden_size=config.hidden_size
         )
-        held = prepare(self._held, Tokenizer.load(release), sequence_length=world.sizes.sequence_length)
+        held = prepare(self._held, Tokenizer.load(release), sequence_length=world.sizes.context)
         model, shift, scale = calibrate(
             lambda: hf.load(release, device=world.sizes.device),
             router,
@@ -273,7 +273,7 @@ class Study:
         for owner in self.world.owners:
             documents = data.sample(self.world.documents(owner, split="validation"), _TUNED_BYTES)
             domain = prepare(
-                documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.sequence_length
+                documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.context
             )
             nats = [self.world.nats(path, domain) for path in models]
             losses = document_losses(domain, nats)

@@ -25,7 +25,7 @@ PRESETS: Final = {
         sequence_length=192, batch_size=8, pretrain_steps=2400, pretrain_learning_rate=5e-3, expert_steps=400,
         expert_learning_rate=4e-3, dense_learning_rate=2e-3, tuning_steps=200, router_steps=200,
         router_learning_rate=1e-2, router_z_loss=1e-3,
-        evaluated_bytes=100_000, seeds=(0, 1), top_k=3,
+        evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
         coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.3,
     ),
     "gpu": Sizes(
@@ -54,9 +54,9 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "smoke": COORDINATED,
     "cpu": {
         **COORDINATED,
-        "sequence_length": 768, "batch_size": 2, "short_sequence_length": 192, "pretrain_steps": 2600,
-        "long_steps": 600, "top_k": 4, "router_start": "logistic", "router_prior": 0.3, "router_sequences": 256,
-        "router_z_loss": 0.0,
+        "sequence_length": 1536, "batch_size": 2, "short_sequence_length": 192, "pretrain_steps": 2000,
+        "long_steps": 450, "context_length": 3072, "expert_steps": 300, "router_steps": 150, "top_k": 4,
+        "router_start": "logistic", "router_sequences": 256, "router_z_loss": 0.0,
     },
     "gpu": COORDINATED,
 }  # fmt: skip

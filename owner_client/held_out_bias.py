@@ -3,7 +3,7 @@
 Training cannot choose it. A batch holds far more of the owner's text than of others', so a bias that is trained says
 "mine" too readily; and how much a wrong choice costs depends on the finished expert, which is not there while rows are
 made. So once the expert is trained the biases of all layers are moved together, in steps, as long as held-out text is
-predicted better, half of it the owner's and half public. They stay at most 0, as in training: an expert may be made
+predicted better, most of it public: it stands for everybody else's. They stay at most 0, as in training: an expert may be made
 more reluctant than its rows are, never more eager, whatever is best beside the public expert alone; in a release others
 are there, whom more eager rows would cost. A bias folds into its row (DECISIONS).
 """
@@ -23,8 +23,8 @@ STEP: Final = 0.5
 """In logits: of a step, e^0.5 = 1.6 times as likely to be chosen, or as much less."""
 MOST: Final = 3.0
 """Biases are moved no further."""
-LEAST: Final = 1e-4
-"""Bits per byte, of both texts together, that a step has to win."""
+LEAST: Final = 5e-5
+"""Bits per byte, on average over both texts, that a step has to win."""
 
 
 def choose_bias(
@@ -32,6 +32,7 @@ def choose_bias(
     own: Domain,
     public: Domain,
     *,
+    public_share: float,
     batch_size: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
@@ -40,7 +41,8 @@ def choose_bias(
     Args:
         model: The public expert and the owner's, whose rows have biases; on the device where it is to run.
         own: Held-out text of the owner.
-        public: Held-out public text; both count the same, whatever there is of each.
+        public: Held-out public text.
+        public_share: Weight of its bits per byte, whatever there is of each; the rest is the owner's.
         batch_size: Rows at a time.
         advance: Called with the number of rows just done; what it raises ends the search.
 
@@ -60,7 +62,8 @@ def choose_bias(
         if by not in losses:
             move(by)
             losses[by] = sum(
-                score(model, text, batch_size=batch_size, advance=advance).bits_per_byte for text in (own, public)
+                share * score(model, text, batch_size=batch_size, advance=advance).bits_per_byte
+                for text, share in ((own, 1 - public_share), (public, public_share))
             )
         return losses[by]
 

@@ -75,9 +75,12 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Whether the expert trains beside the public one; alone it is the public model's feed-forward, trained further."""
     bias: bool = True
     """Whether rows have a bias, which is trained and then moved on held-out text."""
-    held_out_bytes: int = Field(default=40_000, ge=0)
+    held_out_bytes: int = Field(default=200_000, ge=0)
     """How much held-out text, of the owner's and of public text each, the bias is moved on at most; at 0 it stays as
     it was trained."""
+    held_out_public_share: float = Field(default=0.8, ge=0, le=1)
+    """How much the public part of it counts. It stands for everybody else's text, of which a release reads more than
+    of any one owner's."""
     router_z_loss: float = Field(default=0.0, ge=0)
     """On the size of router logits; rows that stay log density ratios have large ones, which say how sure they are, and
     a loss on them would reach the expert through the hidden states and the bias. The paper's learned rows have 1e-3."""
@@ -272,7 +275,8 @@ def _move_bias(
             raise StoppedError("stopped after training, while the bias was chosen; run the job again to go on")
 
     own, public = (prepare(documents, tokens, sequence_length=config.sequence_length) for documents in held_out)
-    choose_bias(model, own, public, batch_size=config.batch_size, advance=go_on)
+    share = config.held_out_public_share
+    choose_bias(model, own, public, public_share=share, batch_size=config.batch_size, advance=go_on)
 
 
 def _dense(public_model: CausalLM) -> CausalLM:

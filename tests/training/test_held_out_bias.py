@@ -54,19 +54,19 @@ def _biases(model: CausalLM) -> list[float]:
 def test_an_expert_that_harms_is_made_as_reluctant_as_may_be(model: CausalLM, base: Path) -> None:
     _turn_round(model, 1)
     known = _held_out(base, "public")
-    choose_bias(model, known, known, batch_size=2)
+    choose_bias(model, known, known, public_share=0.8, batch_size=2)
     assert _biases(model) == pytest.approx([-0.25 - MOST] * 2)
 
 
 def test_where_both_experts_are_alike_nothing_is_moved(model: CausalLM, base: Path) -> None:
-    choose_bias(model, _held_out(base, "own"), _held_out(base, "public"), batch_size=2)
+    choose_bias(model, _held_out(base, "own"), _held_out(base, "public"), public_share=0.8, batch_size=2)
     assert _biases(model) == [-0.25] * 2
 
 
 def test_an_expert_that_helps_everywhere_is_made_no_more_eager_than_its_rows(model: CausalLM, base: Path) -> None:
     known = _held_out(base, "public")
     _turn_round(model, 0)
-    choose_bias(model, known, known, batch_size=2)
+    choose_bias(model, known, known, public_share=0.8, batch_size=2)
     assert _biases(model) == [0.0] * 2
 
 
@@ -91,7 +91,21 @@ def _loss(base: Path, expert: Path, domains: Sequence[Domain]) -> float:
     model, router = hf.two_expert(hf.load(base)), PublicRouter.load(base, num_hidden_layers=2, hidden_size=16)
     rows = {partition.router_row(layer, 0): row for layer, row in enumerate(router.rows)}
     model.load_state_dict({**load_file(expert / train.EXPERT_FILE), **rows}, strict=False)
-    return sum(score(model, domain, batch_size=4).bits_per_byte for domain in domains)
+    own, public = (score(model, domain, batch_size=4).bits_per_byte for domain in domains)
+    return 0.2 * own + 0.8 * public
+
+
+def test_the_more_public_text_counts_the_more_reluctant_an_expert_is_that_harms_it(
+    base: Path, text: Path, tmp_path: Path
+) -> None:
+    job = expert_config(text, base, tmp_path / "one", steps=60, router_prior=0.9, negative_share=0.0)
+    biases = []
+    for name, share in (("own alone", 0.0), ("public alone", 1.0)):
+        config = {**job, "output": tmp_path / name, "held_out_public_share": share}
+        found = train.run(train.ExpertJob.model_validate(config), StopSignal())["biases"]
+        assert isinstance(found, list)
+        biases.append(found)
+    assert all(public < own - STEP / 2 for own, public in zip(*biases, strict=True))
 
 
 def test_it_stops_when_asked_and_nothing_is_published(
