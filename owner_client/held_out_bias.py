@@ -3,9 +3,9 @@
 Training cannot choose it. A batch holds far more of the owner's text than of others', so a bias that is trained says
 "mine" too readily; and how much a wrong choice costs depends on the finished expert, which is not there while rows are
 made. So once the expert is trained the biases of all layers are moved together, in steps, as long as held-out text is
-predicted better, most of it public: it stands for everybody else's. They stay at most 0, as in training: an expert may be made
-more reluctant than its rows are, never more eager, whatever is best beside the public expert alone; in a release others
-are there, whom more eager rows would cost. A bias folds into its row (DECISIONS).
+predicted better, most of it public: it stands for everybody else's. They stay at most 0, as in training: an expert may
+be made more reluctant than its rows are, never more eager, whatever is best beside the public expert alone; in a
+release others are there, whom more eager rows would cost. A bias folds into its row (DECISIONS).
 """
 
 from collections.abc import Callable
