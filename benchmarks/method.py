@@ -272,9 +272,7 @@ class Study:
         totals = dict.fromkeys(_TEMPERATURES, 0.0)
         for owner in self.world.owners:
             documents = data.sample(self.world.documents(owner, split="validation"), _TUNED_BYTES)
-            domain = prepare(
-                documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.context
-            )
+            domain = prepare(documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.context)
             nats = [self.world.nats(path, domain) for path in models]
             losses = document_losses(domain, nats)
             for temperature in totals:
