@@ -47,8 +47,11 @@ _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _TUNED_BYTES: Final = 20_000
 """Of each owner's validation text, at most, an ensemble's temperature is chosen on."""
 
+_HELD_PUBLIC_BYTES: Final = 300_000
+"""Of public validation text, at most, trained rows are chosen on."""
+
 _HELD_BYTES: Final = 30_000
-"""Of each owner's proxies and of public validation text, at most, rows are chosen on."""
+"""Of each owner's proxies and of public validation text, at most, the calibration of rows is chosen on."""
 
 Row = dict[str, float]
 """Bits per byte by domain, `mixed` among them."""
@@ -145,25 +148,18 @@ class Study:
         return {o: self.world.release([e]) for o, e in zip(self.world.owners, experts, strict=True)}
 
     def router_trained(self, experts: Sequence[Path]) -> Path:
-        """The release with its rows trained on public text and the owners' proxies (section 3.3.3).
+        """The release with its rows trained, half on public text and half on all proxies (section 3.3.3), as the
+        coordinator does it: the best rows are those that are best on held-out public text.
 
-        The best rows are those that are best on what was held out of both. An owner without proxies keeps its row.
+        An owner without proxies keeps its row.
         """
-        world, sizes = self.world, self.world.sizes
-        trained = {owner: [d for i, d in enumerate(found) if i % 4] for owner, found in self._proxies.items()}
-        sources = {
-            f"proxies of {owner}": world.keep_corpus(f"proxies-{owner}", documents)
-            for owner, documents in trained.items()
-            if documents
-        }
-        public, held = world.corpora() / UNSEEN, self._held
-        validation = {
-            "text": world.keep_corpus("proxies-held", data.read_split(public, "train")[:50], held),
-            "every_steps": max(1, sizes.router_steps // 8),
-            "max_bytes": sum(len(document.text.encode()) for document in held),
-        }
-        kept = [1 + index for index, owner in enumerate(world.owners) if not trained[owner]]
-        return world.tuned("release+rt", world.release(experts), {PUBLIC: public, **sources}, trained="routers",
+        world, sizes, unseen = self.world, self.world.sizes, self.world.corpora() / UNSEEN
+        sources = {PUBLIC: unseen}
+        if chosen := [document for found in self._proxies.values() for document in found]:
+            sources["proxies"] = world.keep_corpus("proxies-all", chosen)
+        validation = {"text": unseen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": _HELD_PUBLIC_BYTES}
+        kept = [1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner]]
+        return world.tuned("release+rt", world.release(experts), sources, trained="routers",
                            steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
                            router_z_loss=sizes.router_z_loss, kept_rows=kept, validation=validation)  # fmt: skip
 
@@ -173,7 +169,7 @@ class Study:
 
     @cached_property
     def _held(self) -> list[Document]:
-        """As much of each owner's proxies as of public validation text; one proxy in four is held out for this."""
+        """As much of each owner's proxies, of one in four, as of public validation text."""
         world = self.world
         held = [found[::4] for found in self._proxies.values() if found]
         held.append(list(data.read_split(world.corpora() / PUBLIC, "validation")))
