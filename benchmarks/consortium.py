@@ -27,11 +27,15 @@ from common.model import hf
 from common.model.assembly import assemble
 from common.model.transformer import CausalLM
 from common.tokenizer import Tokenizer
+from owner_client.train import ExpertJob
 
 PUBLIC = "public"
 UNSEEN = "public-unseen"
 """Public text that the public model was not trained on."""
 MIXED = "mixed"
+
+_HELD_OUT_BYTES = ExpertJob.model_fields["held_out_bytes"].default
+"""What an owner's bias is set on, where so much is evaluated at all."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,7 @@ class Consortium:
             "learning_rate": sizes.expert_learning_rate,
             "negative_share": sizes.negative_share,
             "public_anchor": sizes.public_anchor,
-            # Of one owner's text and everybody else's, as if there was as much of every kind.
-            "held_out_public_share": len(self.owners) / (1 + len(self.owners)),
+            **({"held_out_bytes": sizes.evaluated_bytes} if sizes.evaluated_bytes < _HELD_OUT_BYTES else {}),
             **({} if sizes.router_start == "ratio" else {"router_start": sizes.router_start}),
             "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,

@@ -157,7 +157,8 @@ class Study:
         sources = {PUBLIC: unseen}
         if chosen := [document for found in self._proxies.values() for document in found]:
             sources["proxies"] = world.keep_corpus("proxies-all", chosen)
-        validation = {"text": unseen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": _HELD_PUBLIC_BYTES}
+        room = min(_HELD_PUBLIC_BYTES, sizes.evaluated_bytes)
+        validation = {"text": unseen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": room}
         kept = [1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner]]
         return world.tuned("release+rt", world.release(experts), sources, trained="routers",
                            steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
