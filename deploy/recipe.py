@@ -26,7 +26,7 @@ EXPERT: Final[dict[str, int | float]] = {
     "learning_rate": 1.2e-2,
     "negative_share": 0.2,
     "public_anchor": 3.5,
-    "router_prior": 0.1,
+    "router_prior": 0.05,
     "router_sequences": 1024,
 }
 """Options of `owner_client/train.py`'s job."""
