@@ -1,6 +1,6 @@
 """Does the demo show what it promises, in time? Runs `concord demo` once a seed; nothing else should run meanwhile.
 
-    python -m benchmarks.demo [SEED ...]            # 0 1 2 by default; the last line is one JSON object
+    python -m benchmarks.demo [SEED ...]            # 0 1 2 3 by default; the last line is one JSON object
 
 Figures, and what is asked of them: seconds after installation (120 at most on two cores), memory of all processes
 together (4 GB), release 1 against the public model by domain (10% better on every owner's, at most 1% worse on public
