@@ -54,9 +54,10 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "smoke": COORDINATED,
     "cpu": {
         **COORDINATED,
+        "hidden_size": 192, "intermediate_size": 1536, "num_attention_heads": 6, "vocab_size": 1024,
         "sequence_length": 1536, "batch_size": 2, "short_sequence_length": 192, "pretrain_steps": 2000,
         "long_steps": 450, "context_length": 3072, "expert_steps": 300, "router_steps": 150, "top_k": 4,
-        "router_start": "logistic", "router_sequences": 256, "router_z_loss": 0.0,
+        "router_start": "logistic", "router_sequences": 256, "router_z_loss": 0.0, "router_learning_rate": 3e-3,
     },
     "gpu": COORDINATED,
 }  # fmt: skip
