@@ -36,9 +36,11 @@ from common.model import hf, partition
 from common.model.router_rows import PublicRouter
 from common.text_classifier import TextClassifier
 from common.tokenizer import Tokenizer
+from coordinator import router_texts
 from coordinator.combine.calibrate import calibrate
 from coordinator.combine.soup import likelihood_weights, soup
 from coordinator.combine.upcycle import upcycle
+from coordinator.router_texts import RouterTexts
 from owner_client import proxies
 from owner_client.proxies import Proxies, ProxyJob
 
@@ -47,11 +49,8 @@ _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _TUNED_BYTES: Final = 20_000
 """Of each owner's validation text, at most, an ensemble's temperature is chosen on."""
 
-_HELD_PUBLIC_BYTES: Final = 300_000
-"""Of public validation text, at most, trained rows are chosen on."""
-
-_HELD_BYTES: Final = 30_000
-"""Of each owner's proxies and of public validation text, at most, the calibration of rows is chosen on."""
+_HELD_BYTES: Final = 160_000
+"""Of public validation text and of proxies that are not trained on, at most, rows are chosen on; as much of each."""
 
 Row = dict[str, float]
 """Bits per byte by domain, `mixed` among them."""
@@ -149,16 +148,16 @@ class Study:
 
     def router_trained(self, experts: Sequence[Path]) -> Path:
         """The release with its rows trained, half on public text and half on all proxies (section 3.3.3), as the
-        coordinator does it: the best rows are those that are best on held-out public text.
+        coordinator does it: the best rows are those that are best on held-out text of both.
 
         An owner without proxies keeps its row.
         """
-        world, sizes, unseen = self.world, self.world.sizes, self.world.corpora() / UNSEEN
-        sources = {PUBLIC: unseen}
-        if chosen := [document for found in self._proxies.values() for document in found]:
-            sources["proxies"] = world.keep_corpus("proxies-all", chosen)
-        room = min(_HELD_PUBLIC_BYTES, sizes.evaluated_bytes)
-        validation = {"text": unseen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": room}
+        world, sizes = self.world, self.world.sizes
+        sources = {PUBLIC: self._router_texts / router_texts.PUBLIC}
+        if any(self._proxies.values()):
+            sources["proxies"] = self._router_texts / router_texts.PROXIES
+        validation = {"text": self._router_texts / router_texts.PROXIES,
+                      "every_steps": max(1, sizes.router_steps // 8), "max_bytes": _HELD_BYTES}  # fmt: skip
         kept = [1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner]]
         return world.tuned("release+rt", world.release(experts), sources, trained="routers",
                            steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
@@ -169,17 +168,20 @@ class Study:
         return {owner: self.proxies(owner) for owner in self.world.owners}
 
     @cached_property
-    def _held(self) -> list[Document]:
-        """As much of each owner's proxies, of one in four, as of public validation text."""
-        world = self.world
-        held = [found[::4] for found in self._proxies.values() if found]
-        held.append(list(data.read_split(world.corpora() / PUBLIC, "validation")))
-        room = min(
-            _HELD_BYTES,
-            world.sizes.evaluated_bytes,
-            *(sum(len(d.text.encode()) for d in documents) for documents in held),
-        )
-        return [each for documents in held for each in data.sample(documents, room)]
+    def _router_texts(self) -> Path:
+        """Proxies and public text to train rows on, and what is held out of both, as much of each owner's as of public
+        text; without any proxies all is public text."""
+        world, chosen = self.world, {o: [d.digest for d in found] for o, found in self._proxies.items() if found}
+        unseen, room = world.corpora() / UNSEEN, min(_HELD_BYTES, world.sizes.evaluated_bytes)
+        folder = world.place("router-texts", [chosen, room])
+        if chosen:
+            router_texts.run(RouterTexts(pool=unseen, chosen=chosen, held_bytes=room, output=folder))
+            return folder
+        folder.mkdir(exist_ok=True)
+        for name in (router_texts.PUBLIC, router_texts.PROXIES):
+            if not (folder / name).exists():
+                (folder / name).symlink_to(unseen)
+        return folder
 
     def calibrated(self, experts: Sequence[Path]) -> Path:
         """The release with one shift and one scale for all rows, the best on the text held out of proxies."""
@@ -188,7 +190,8 @@ class Study:
         router = PublicRouter.load(
             world.base(), num_hidden_layers=config.num_hidden_layers, hidden_size=config.hidden_size
         )
-        held = prepare(self._held, Tokenizer.load(release), sequence_length=world.sizes.context)
+        documents = data.read_split(self._router_texts / router_texts.PROXIES, "validation")
+        held = prepare(documents, Tokenizer.load(release), sequence_length=world.sizes.context)
         model, shift, scale = calibrate(
             lambda: hf.load(release, device=world.sizes.device),
             router,

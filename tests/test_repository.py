@@ -51,7 +51,7 @@ ONLY_IN = {
     "sklearn": r"common\.text_classifier",
     "numpy": (
         r"common\.(data|evaluate|ensemble|multiple_choice|text_classifier|embedder|text_encoder|resumable_sha256)"
-        r"|common\.model\.(checkpoint|norms)"
+        r"|common\.model\.(checkpoint|norms)|owner_client\.own_kind"
     ),
     "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",
     "nacl": r"common\.trust\.note",
