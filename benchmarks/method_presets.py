@@ -21,12 +21,12 @@ PRESETS: Final = {
         num_proxies=4, train_bytes=100_000, min_accuracy=0.5, ablations=("not coordinated, negatives",),
     ),
     "cpu": Sizes(
-        hidden_size=128, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4, vocab_size=512,
-        sequence_length=192, batch_size=8, pretrain_steps=2400, pretrain_learning_rate=5e-3, expert_steps=400,
-        expert_learning_rate=4e-3, dense_learning_rate=2e-3, tuning_steps=200, router_steps=200,
-        router_learning_rate=1e-2, router_z_loss=1e-3,
-        evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
-        coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.3,
+        hidden_size=128, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024,
+        sequence_length=1536, batch_size=2, short_sequence_length=192, pretrain_steps=2000, long_steps=450,
+        context_length=3072, pretrain_learning_rate=5e-3, expert_steps=300, expert_learning_rate=4e-3,
+        dense_learning_rate=2e-3, tuning_steps=150, router_steps=150, router_learning_rate=3e-3,
+        router_start="logistic", router_sequences=256, evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
+        coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.5,
     ),
     "gpu": Sizes(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,
@@ -53,11 +53,7 @@ MANY: Final = 4
 PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "smoke": COORDINATED,
     "cpu": {
-        **COORDINATED,
-        "hidden_size": 192, "intermediate_size": 1536, "num_attention_heads": 6, "vocab_size": 1024,
-        "sequence_length": 1536, "batch_size": 2, "short_sequence_length": 192, "pretrain_steps": 2000,
-        "long_steps": 450, "context_length": 3072, "expert_steps": 300, "router_steps": 150, "top_k": 4,
-        "router_start": "logistic", "router_sequences": 256, "router_z_loss": 0.0, "router_learning_rate": 3e-3,
+        **COORDINATED, "hidden_size": 192, "intermediate_size": 1536, "num_attention_heads": 6, "top_k": 4,
     },
     "gpu": COORDINATED,
 }  # fmt: skip
