@@ -67,7 +67,7 @@ class Sizes:
     """Of the public documents, so many are kept for negatives, proxies and router training."""
     num_proxies: int = 600
     """At most, of each owner."""
-    min_accuracy: float = 0.9
+    min_accuracy: float = 0.95
     """Of an owner's classifier, or it goes without proxies."""
     short_sequence_length: int | None = None
     """What the public model reads first, where that is shorter; as many tokens a batch."""

@@ -26,7 +26,7 @@ PRESETS: Final = {
         context_length=3072, pretrain_learning_rate=5e-3, expert_steps=300, expert_learning_rate=4e-3,
         dense_learning_rate=2e-3, tuning_steps=150, router_steps=150, router_learning_rate=3e-3,
         router_start="logistic", router_sequences=256, evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
-        coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.5,
+        coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.55,
     ),
     "gpu": Sizes(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,

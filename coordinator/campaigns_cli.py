@@ -81,7 +81,7 @@ def select_proxy(
     min_accuracy: Annotated[
         float,
         typer.Option(min=0, max=1, help="How well an owner's text must be told from the pool, or none is chosen."),
-    ] = 0.9,
+    ] = 0.95,
     owner: OwnerOption = None,
     quorum: QuorumOption = None,
     hours: HoursOption = 24,

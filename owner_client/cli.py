@@ -176,7 +176,7 @@ def proxies(
     ] = 0.0,
     min_accuracy: Annotated[
         float, typer.Option(min=0, max=1, help="How well your text must be told from public text, or none is chosen.")
-    ] = 0.9,
+    ] = 0.95,
     home: HomeOption = _HOME,
     as_json: JsonOption = False,
 ) -> None:
