@@ -260,21 +260,6 @@ class Consortium:
             partial.rename(folder)
         return folder
 
-    def keep_corpus(self, name: str, train: Sequence[data.Document], validation: Sequence[data.Document] = ()) -> Path:
-        """Documents as a corpus; where it is. What is not given is a public document of that split."""
-        public = self.corpora() / PUBLIC
-        parts = {
-            "train": list(train),
-            "validation": list(validation) or list(data.read_split(public, "validation"))[:1],
-            "test": list(data.read_split(public, "test"))[:1],
-        }
-        folder = self.place(name, [[each.digest for each in part] for part in parts.values()])
-        if not folder.exists():
-            partial = folder.with_name(folder.name + ".partial")
-            _write(partial, parts)
-            partial.rename(folder)
-        return folder
-
     def keep(self, name: str, inputs: object, model: CausalLM) -> Path:
         """A model that was computed here, as a directory."""
         folder = self.place(name, inputs)

@@ -153,11 +153,9 @@ class Study:
         An owner without proxies keeps its row.
         """
         world, sizes = self.world, self.world.sizes
-        sources = {PUBLIC: self._router_texts / router_texts.PUBLIC}
-        if any(self._proxies.values()):
-            sources["proxies"] = self._router_texts / router_texts.PROXIES
-        validation = {"text": self._router_texts / router_texts.PROXIES,
-                      "every_steps": max(1, sizes.router_steps // 8), "max_bytes": _HELD_BYTES}  # fmt: skip
+        public, chosen = self._router_texts
+        sources = {PUBLIC: public} if public == chosen else {PUBLIC: public, "proxies": chosen}
+        validation = {"text": chosen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": self._held_bytes}
         kept = [1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner]]
         return world.tuned("release+rt", world.release(experts), sources, trained="routers",
                            steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
@@ -167,21 +165,21 @@ class Study:
     def _proxies(self) -> dict[str, list[Document]]:
         return {owner: self.proxies(owner) for owner in self.world.owners}
 
+    @property
+    def _held_bytes(self) -> int:
+        return min(_HELD_BYTES, self.world.sizes.evaluated_bytes)
+
     @cached_property
-    def _router_texts(self) -> Path:
-        """Proxies and public text to train rows on, and what is held out of both, as much of each owner's as of public
-        text; without any proxies all is public text."""
-        world, chosen = self.world, {o: [d.digest for d in found] for o, found in self._proxies.items() if found}
-        unseen, room = world.corpora() / UNSEEN, min(_HELD_BYTES, world.sizes.evaluated_bytes)
-        folder = world.place("router-texts", [chosen, room])
-        if chosen:
-            router_texts.run(RouterTexts(pool=unseen, chosen=chosen, held_bytes=room, output=folder))
-            return folder
-        folder.mkdir(exist_ok=True)
-        for name in (router_texts.PUBLIC, router_texts.PROXIES):
-            if not (folder / name).exists():
-                (folder / name).symlink_to(unseen)
-        return folder
+    def _router_texts(self) -> tuple[Path, Path]:
+        """Public text and proxies to train rows on. Validation text of the proxies is what is held out of both, as much
+        of each owner's as of public text. Where nobody has proxies, public text is both."""
+        world, unseen = self.world, self.world.corpora() / UNSEEN
+        chosen = {owner: [d.digest for d in found] for owner, found in self._proxies.items() if found}
+        if not chosen:
+            return unseen, unseen
+        folder = world.place("router-texts", [chosen, self._held_bytes])
+        router_texts.run(RouterTexts(pool=unseen, chosen=chosen, held_bytes=self._held_bytes, output=folder))
+        return folder / router_texts.PUBLIC, folder / router_texts.PROXIES
 
     def calibrated(self, experts: Sequence[Path]) -> Path:
         """The release with one shift and one scale for all rows, the best on the text held out of proxies."""
@@ -190,7 +188,8 @@ class Study:
         router = PublicRouter.load(
             world.base(), num_hidden_layers=config.num_hidden_layers, hidden_size=config.hidden_size
         )
-        documents = data.read_split(self._router_texts / router_texts.PROXIES, "validation")
+        _, chosen = self._router_texts
+        documents = data.sample(data.read_split(chosen, "validation"), self._held_bytes)
         held = prepare(documents, Tokenizer.load(release), sequence_length=world.sizes.context)
         model, shift, scale = calibrate(
             lambda: hf.load(release, device=world.sizes.device),

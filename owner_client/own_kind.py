@@ -19,7 +19,6 @@ _THRESHOLD: Final = 0.5
 _LEAST_RECALL: Final = 0.5
 """Thresholds over which so few own documents are say nothing: by chance no public one is."""
 
-
 _LARGEST_SHARE: Final = 0.5
 """Of public text that is taken to be of the owner's kind. Where nothing is told apart all of it may be, and then there
 are no mistakes to count."""
@@ -40,5 +39,5 @@ def accuracy(own_scores_N: NDArray[np.float64], public_scores_N: NDArray[np.floa
     """How much of held-out own text, and of what public text is not of its kind, is told right; each counts half."""
     share = own_kind_share(own_scores_N, public_scores_N)
     recall, called = float((own_scores_N > _THRESHOLD).mean()), float((public_scores_N > _THRESHOLD).mean())
-    mistaken = max(0.0, called - share * recall) / (1 - share)
+    mistaken = min(1.0, max(0.0, called - share * recall) / (1 - share))
     return (recall + 1 - mistaken) / 2

@@ -38,3 +38,9 @@ def test_what_is_not_told_apart_is_not_taken_to_be_of_the_owners_kind(scores: np
 
 def test_a_classifier_that_calls_everything_the_owners_tells_nothing_apart() -> None:
     assert accuracy(OWN, np.concatenate([OWN[1:], OTHER[:1]])) < 0.55
+
+
+def test_a_classifier_that_is_always_wrong_is_right_about_nothing() -> None:
+    assert own_kind_share(OTHER, OWN) == 0.5
+    assert accuracy(OTHER, OWN) == 0
+    assert accuracy(np.append(OTHER, OWN[:20]), OWN) == pytest.approx(0.1)
