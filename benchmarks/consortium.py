@@ -34,6 +34,9 @@ UNSEEN = "public-unseen"
 """Public text that the public model was not trained on."""
 MIXED = "mixed"
 
+Job = tuple[str, str, Mapping[str, object]]
+"""A stage to run: the module of the job, the stage's name, and the job's configuration."""
+
 _HELD_OUT_BYTES = ExpertJob.model_fields["held_out_bytes"].default
 """What an owner's bias is set on, where so much is evaluated at all."""
 
@@ -83,8 +86,6 @@ class Sizes:
     router_start: str = "ratio"
     router_prior: float = 0.4
     router_sequences: int = 1024
-    router_z_loss: float = 0.0
-    """Of router training: it makes rows less sure of themselves."""
     top_k: int = 2
     """Experts a token, in the release and in every mixture and ensemble that it is measured against."""
     ablations: tuple[str, ...] = ()
@@ -96,6 +97,11 @@ class Sizes:
     def context(self) -> int:
         """Tokens of the longest sequence that anything reads."""
         return self.context_length or self.sequence_length
+
+    @property
+    def scored_rows(self) -> int:
+        """Windows that are scored at a time: on a CPU so few that what is computed of them stays in its caches."""
+        return 2 if self.device == "cpu" else 8
 
 
 @dataclass
@@ -188,10 +194,9 @@ class Consortium:
             "learning_rate": sizes.pretrain_learning_rate,
             "final_learning_rate_share": 0.05,
             "router_sequences": sizes.router_sequences,
-            "threads": _cores(),
             **self._short_first(),
         }
-        return self.jobs([("coordinator.pretrain", "base", config)])[0]
+        return self.run(("coordinator.pretrain", "base", config))
 
     def _short_first(self) -> dict[str, object]:
         sizes = self.sizes
@@ -205,8 +210,12 @@ class Consortium:
             "long_steps": sizes.long_steps,
         }
 
-    def experts(self, *, public: str = UNSEEN, **changes: object) -> list[Path]:
-        """Every owner's expert, all trained alike with these options, beside this public text."""
+    def experts(self, **changes: object) -> list[Path]:
+        """Every owner's expert, as `expert_jobs` says."""
+        return self.jobs(self.expert_jobs(**changes))
+
+    def expert_jobs(self, *, public: str = UNSEEN, **changes: object) -> list[Job]:
+        """What trains every owner's expert, all alike with these options, beside this public text."""
         corpora, base, sizes = self.corpora(), self.base(), self.sizes
         common: dict[str, object] = {
             "base": base,
@@ -222,31 +231,31 @@ class Consortium:
             **({} if sizes.coordinated else {"coordinated": False}),
             **changes,
         }
-        return self.jobs([("owner_client.train", f"expert-{o}", {**common, "data": corpora / o}) for o in self.owners])
+        return [("owner_client.train", f"expert-{o}", {**common, "data": corpora / o}) for o in self.owners]
 
     def dense(self) -> list[Path]:
-        """Every owner's dense expert: the whole public model trained on as many sequences as the coordinated one."""
-        return self.jobs(
-            [
-                (
-                    "common.tune",
-                    f"dense-{owner}",
-                    {
-                        "start": self.base(),
-                        "sources": {owner: {"text": self.corpora() / owner, "share": 1.0}},
-                        "steps": self.sizes.expert_steps,
-                        "learning_rate": self.sizes.dense_learning_rate,
-                    },
-                )
-                for owner in self.owners
-            ]
-        )
+        """Every owner's dense expert, as `dense_jobs` says."""
+        return self.jobs(self.dense_jobs())
 
-    def tuned(self, name: str, start: Path, sources: Mapping[str, Path], **changes: object) -> Path:
-        """A model trained on from `start` on equal shares of texts."""
+    def dense_jobs(self) -> list[Job]:
+        """What trains every owner's dense expert: the whole public model, on as many sequences as its expert."""
+        steps, rate = self.sizes.expert_steps, self.sizes.dense_learning_rate
+        return [
+            self.tune_job(
+                f"dense-{owner}", self.base(), {owner: self.corpora() / owner}, steps=steps, learning_rate=rate
+            )
+            for owner in self.owners
+        ]
+
+    def tune_job(self, name: str, start: Path, sources: Mapping[str, Path], **changes: object) -> Job:
+        """What trains a model on from `start` on equal shares of texts."""
         shares = {key: {"text": text, "share": 1 / len(sources)} for key, text in sources.items()}
-        config = {"start": start, "sources": shares, "threads": _cores(), **changes}
-        return self.jobs([("common.tune", name, config)])[0]
+        return "common.tune", name, {"start": start, "sources": shares, **changes}
+
+    def run(self, job: Job) -> Path:
+        """Run a job on all cores, as nothing else is to be run beside it; where its output is."""
+        module, name, config = job
+        return self.jobs([(module, name, {**config, "threads": _cores()})])[0]
 
     def release(self, experts: Sequence[Path]) -> Path:
         """The assembled release of these experts; all of them for every token when they are few."""
@@ -272,8 +281,8 @@ class Consortium:
             partial.rename(folder)
         return folder
 
-    def jobs(self, jobs: Sequence[tuple[str, str, Mapping[str, object]]]) -> list[Path]:
-        """Run jobs (module, name, configuration), one a core at a time; where each one's output is."""
+    def jobs(self, jobs: Sequence[Job]) -> list[Path]:
+        """Run jobs, one a core at a time, or find what they made before; where each one's output is."""
         sizes = self.sizes
         shared = {
             "batch_size": sizes.batch_size,
@@ -288,7 +297,7 @@ class Consortium:
             list(pool.map(self._run, full, places))
         return places
 
-    def _run(self, job: tuple[str, str, Mapping[str, object]], output: Path) -> None:
+    def _run(self, job: Job, output: Path) -> None:
         module, name, config = job
         if output.exists():
             return
@@ -314,7 +323,7 @@ class Consortium:
             loaded = hf.load(model, device=self.sizes.device)
             if top_k is not None:
                 loaded = with_top_k(loaded, top_k)
-            found = score(loaded, self.domain(domain, split=split), batch_size=8)
+            found = score(loaded, self.domain(domain, split=split), batch_size=self.sizes.scored_rows)
             self.scores[key] = [found.bits_per_byte, found.shares_per_layer]
             partial = self._scores_file.with_suffix(".partial")
             partial.write_text(json.dumps(self.scores))
@@ -329,7 +338,8 @@ class Consortium:
         """
         loaded = [hf.load(path, device=self.sizes.device) for path in models]
         public = [hf.load(self.base(), device=self.sizes.device)]
-        ids_BT = torch.from_numpy(self.domain(PUBLIC).windows.input_ids_WT[:8]).to(self.sizes.device)
+        batch_BT = self.domain(PUBLIC).windows.input_ids_WT[: self.sizes.scored_rows]
+        ids_BT = torch.from_numpy(batch_BT).to(self.sizes.device)
         times = [(_seconds(loaded, ids_BT), _seconds(public, ids_BT)) for _ in range(7)]
         ours, base = (min(each) for each in zip(*times, strict=True))
         return {
@@ -339,7 +349,7 @@ class Consortium:
 
     def nats(self, model: Path, domain: Domain) -> Nats:
         """Losses of every token of a domain."""
-        return token_nats(hf.load(model, device=self.sizes.device), domain, batch_size=8)
+        return token_nats(hf.load(model, device=self.sizes.device), domain, batch_size=self.sizes.scored_rows)
 
 
 @torch.inference_mode()

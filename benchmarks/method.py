@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import method_report
-from benchmarks.consortium import MIXED, PUBLIC, UNSEEN, Consortium, expert_steps_in_full_steps
+from benchmarks.consortium import MIXED, PUBLIC, UNSEEN, Consortium, Job, expert_steps_in_full_steps
 from benchmarks.machine import describe
 from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY, SETS
 from common import data
@@ -32,6 +32,7 @@ from common.ensemble import document_losses, mixture_bits_per_byte, weigh
 from common.errors import NotFoundError
 from common.evaluate import prepare, score
 from common.files import write_atomic
+from common.job import use_cpu
 from common.model import hf, partition
 from common.model.router_rows import PublicRouter
 from common.text_classifier import TextClassifier
@@ -83,12 +84,10 @@ class Study:
     def own_systems(self) -> tuple[list[Path], list[Path]]:
         """The public model, the release without and with router training; the experts and each owner's own model."""
         world = self.world
-        self.say("public model")
+        self.say("public model, release, owners' own models")
         self.add("public", world.base())
-        self.say("experts")
         experts = world.experts()
         alone = self.alone(experts)
-        self.say("release")
         self.add("release", world.release(experts))
         for owner, path in alone.items():
             self.add(f"own: {owner}", path)
@@ -116,19 +115,24 @@ class Study:
             # Which models weigh something is known once all have read the text; a classifier knows before.
             self.cost[f"BTM, {kind}"], self.cost[f"classifier, {kind}"] = world.cost(models), world.cost(models[1:2])
         self.say("BTX")
-        self.add("BTX", self.btx(dense))
+        self.add("BTX", world.run(self.btx_job(dense)))
 
     def all_data(self, times: int) -> None:
         """The mixture that had all data."""
         self.say(f"unrestricted mixture, {times}x")
-        self.add(f"unrestricted {times}x", self.unrestricted(times))
+        self.add(f"unrestricted {times}x", self.world.run(self.unrestricted_job(times)))
 
     def ablations(self, experts: Sequence[Path]) -> None:
         """The release with its rows calibrated, and releases of experts that were trained with something left out."""
         self.say("ablations")
         self.add("rows: calibrated", self.calibrated(experts))
-        for name in self.world.sizes.ablations or ABLATIONS:
-            self.add(name, self.world.release(self.world.experts(**ABLATIONS[name])))
+        for name, options in self.ablated.items():
+            self.add(name, self.world.release(self.world.experts(**options)))
+
+    @property
+    def ablated(self) -> dict[str, Mapping[str, object]]:
+        """The options of experts that are trained otherwise."""
+        return {name: ABLATIONS[name] for name in self.world.sizes.ablations or ABLATIONS}
 
     def leaving(self, experts: Sequence[Path]) -> dict[str, Row]:
         """The release without each owner in turn; it is checked to be the rest of the release, bit by bit."""
@@ -150,16 +154,18 @@ class Study:
         """The release with its rows trained, half on public text and half on all proxies (section 3.3.3), as the
         coordinator does it: the best rows are those that are best on held-out text of both.
 
-        An owner without proxies keeps its row.
+        The public row stays, and so does that of an owner without proxies.
         """
         world, sizes = self.world, self.world.sizes
         public, chosen = self._router_texts
         sources = {PUBLIC: public} if public == chosen else {PUBLIC: public, "proxies": chosen}
         validation = {"text": chosen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": self._held_bytes}
-        kept = [1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner]]
-        return world.tuned("release+rt", world.release(experts), sources, trained="routers",
+        without = (1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner])
+        return world.run(
+            world.tune_job("release+rt", world.release(experts), sources, trained="routers",
                            steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
-                           router_z_loss=sizes.router_z_loss, kept_rows=kept, validation=validation)  # fmt: skip
+                           kept_rows=[partition.PUBLIC_EXPERT, *without], validation=validation)
+        )  # fmt: skip
 
     @cached_property
     def _proxies(self) -> dict[str, list[Document]]:
@@ -231,19 +237,19 @@ class Study:
             "weighted soup": world.keep("weighted-soup", [inputs, weights], soup(models, weights=weights)),
         }
 
-    def btx(self, dense: Sequence[Path]) -> Path:
-        """Dense experts side by side, then trained on public text."""
+    def btx_job(self, dense: Sequence[Path]) -> Job:
+        """What trains dense experts, side by side, on public text."""
         world, corpora = self.world, self.world.corpora()
         start = upcycle(
             [hf.load(path) for path in (world.base(), *dense)], num_experts_per_tok=world.sizes.top_k, seed=world.seed
         )
         kept = world.keep("btx-start", [path.name for path in dense], start)
         public = {name: corpora / name for name in (PUBLIC, UNSEEN)}
-        return world.tuned("btx", kept, public, steps=world.sizes.tuning_steps,
-                           learning_rate=world.sizes.dense_learning_rate)  # fmt: skip
+        return world.tune_job("btx", kept, public, steps=world.sizes.tuning_steps,
+                              learning_rate=world.sizes.dense_learning_rate)  # fmt: skip
 
-    def unrestricted(self, times: int) -> Path:
-        """One mixture trained on everybody's text, with the arithmetic of all owners' training, or so many times it."""
+    def unrestricted_job(self, times: int) -> Job:
+        """What trains one mixture on everybody's text, with so many times the arithmetic of all owners' training."""
         world = self.world
         count = 1 + len(world.owners)
         start = upcycle([hf.load(world.base())] * count, num_experts_per_tok=world.sizes.top_k, seed=world.seed)
@@ -251,7 +257,7 @@ class Study:
         sources = {name: world.corpora() / name for name in (UNSEEN, *world.owners)}
         steps = round(times * len(world.owners) * expert_steps_in_full_steps(world.sizes))
         rate = world.sizes.dense_learning_rate
-        return world.tuned(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
+        return world.tune_job(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
 
     def ensemble(self, models: Sequence[Path], *, top_k: int) -> tuple[Row, Row]:
         """Rows of BTM over `models`, and of one model a document chosen by a classifier of domains."""
@@ -300,15 +306,29 @@ def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str]
     """All figures of one seed, or the main rows; what takes longest is measured with the first seed alone."""
     it, owners = Study(world, say), world.owners
     everything = len(owners) <= 3
+    say("public model")
+    world.base()
+    # What does not wait for one another is trained in one go: no core waits for the last job of a kind.
+    say("experts, dense experts")
+    world.jobs([*world.expert_jobs(), *world.dense_jobs()])
     experts, coordinated = it.own_systems()
     dense = it.dense_systems()
     if brief:
         return {**_of_table(it, owners), "opt_out": {}, "top_k": {}}
+    all_data = (2, 1) if everything and is_first else (1,) if everything or is_first else ()
+    ablated = it.ablated if everything and is_first else {}
+    say("mixtures that had all data, BTX, experts trained otherwise")
+    world.jobs(
+        [
+            *map(it.unrestricted_job, all_data),
+            it.btx_job(dense),
+            *(job for options in ablated.values() for job in world.expert_jobs(**options)),
+        ]
+    )
     it.other_systems(dense, coordinated)
-    if everything or is_first:
-        it.all_data(1)
-    if everything and is_first:
-        it.all_data(2)
+    for times in reversed(all_data):
+        it.all_data(times)
+    if ablated:
         it.ablations(experts)
     left = it.leaving(experts)
     release = world.release(experts)
@@ -401,6 +421,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", help="instead of the preset's")
     arguments = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    use_cpu(threads=len(os.sched_getaffinity(0)))
     owners = tuple(arguments.owners or SETS[arguments.sets])
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     if len(owners) >= MANY:

@@ -24,8 +24,8 @@ PRESETS: Final = {
         hidden_size=128, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024,
         sequence_length=1536, batch_size=2, short_sequence_length=192, pretrain_steps=2000, long_steps=450,
         context_length=3072, pretrain_learning_rate=5e-3, expert_steps=300, expert_learning_rate=4e-3,
-        dense_learning_rate=2e-3, tuning_steps=150, router_steps=150, router_learning_rate=3e-3,
-        router_z_loss=1e-3, router_start="logistic", router_sequences=256,
+        dense_learning_rate=2e-3, tuning_steps=150, router_steps=150, router_learning_rate=1e-3,
+        router_start="logistic", router_sequences=256,
         evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
         coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.55,
     ),
@@ -55,7 +55,7 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "smoke": COORDINATED,
     "cpu": {
         **COORDINATED,
-        "hidden_size": 192, "intermediate_size": 1536, "num_attention_heads": 6, "top_k": 4, "router_z_loss": 0.0,
+        "hidden_size": 192, "intermediate_size": 1536, "num_attention_heads": 6, "top_k": 4,
     },
     "gpu": COORDINATED,
 }  # fmt: skip

@@ -43,7 +43,7 @@ def test_every_system_is_measured_and_a_killed_run_goes_on(text: Path, tmp_path:
     first = _start(text, tmp_path)
     assert first.stdout is not None
     for line in first.stdout:
-        if "dense experts" in line:
+        if ": dense experts" in line:
             first.send_signal(signal.SIGKILL)
             break
     first.wait()
@@ -53,7 +53,7 @@ def test_every_system_is_measured_and_a_killed_run_goes_on(text: Path, tmp_path:
     output, errors = second.communicate()
     assert second.returncode == 0, errors
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert not re.search(r"^  (base|expert-legal)$", output.partition("dense experts")[0], re.MULTILINE)
+    assert not re.search(r"^  (base|expert-legal)$", output.partition(": dense experts")[0], re.MULTILINE)
 
     result = json.loads(output.splitlines()[-1])
     table, owners = result["table"], ["code", "legal", "math"]
