@@ -154,11 +154,13 @@ class Study:
         """The release with its rows trained, half on public text and half on all proxies (section 3.3.3), as the
         coordinator does it: the best rows are those that are best on held-out text of both.
 
-        The public row stays, and so does that of an owner without proxies.
+        The public row stays, and so does that of an owner without proxies; where nobody has any, the release does.
         """
+        if not any(self._proxies.values()):
+            return self.world.release(experts)
         world, sizes = self.world, self.world.sizes
         public, chosen = self._router_texts
-        sources = {PUBLIC: public} if public == chosen else {PUBLIC: public, "proxies": chosen}
+        sources = {PUBLIC: public, "proxies": chosen}
         validation = {"text": chosen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": self._held_bytes}
         without = (1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner])
         return world.run(
@@ -178,7 +180,7 @@ class Study:
     @cached_property
     def _router_texts(self) -> tuple[Path, Path]:
         """Public text and proxies to train rows on. Validation text of the proxies is what is held out of both, as much
-        of each owner's as of public text. Where nobody has proxies, public text is both."""
+        of each owner's as of public text. Where nobody has proxies, it is public text alone."""
         world, unseen = self.world, self.world.corpora() / UNSEEN
         chosen = {owner: [d.digest for d in found] for owner, found in self._proxies.items() if found}
         if not chosen:

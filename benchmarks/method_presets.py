@@ -28,6 +28,11 @@ PRESETS: Final = {
         router_start="logistic", router_sequences=256,
         evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
         coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.55,
+        ablations=(
+            "coordinated", "coordinated, no bias", "coordinated, rows: mean hidden states", "coordinated, rows: random",
+            "coordinated, rows trained", "coordinated, no public anchor",
+            "coordinated, no negatives, rows as the paper's", "not coordinated, negatives",
+        ),
     ),
     "gpu": Sizes(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=16384,

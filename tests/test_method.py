@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from benchmarks.consortium import Consortium, active_parameters, expert_steps_in_full_steps
-from benchmarks.method import check_only_left, efficiency, mean_over
+from benchmarks.method import Study, check_only_left, efficiency, mean_over
 from benchmarks.method_presets import PRESETS
 from benchmarks.method_report import markdown
+from common.data import read_split, write_documents
 from common.errors import MalformedError
 from common.model import hf, partition
 from common.model.config import ModelConfig
@@ -133,6 +134,20 @@ def test_owners_that_cannot_be_told_apart_are_refused(text: Path, tmp_path: Path
         (tmp_path / "data" / name).symlink_to(text / source)
     with pytest.raises(MalformedError, match="b and a have the same text"):
         Consortium(tmp_path / "work", tmp_path / "data", ("a", "b"), PRESETS["smoke"], 0).corpora()
+
+
+def test_where_nobody_has_proxies_routers_are_not_trained(text: Path, tmp_path: Path) -> None:
+    public = list(read_split(text / "public", "train"))
+    for name, documents in (("public", public[::2]), ("a", public[1::2])):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        write_documents(folder / "train.jsonl.gz", documents)
+    sizes = replace(PRESETS["smoke"], pretrain_steps=4, expert_steps=2, min_accuracy=0.95)
+    world = Consortium(tmp_path / "work", tmp_path / "data", ("a",), sizes, 0)
+    experts, study = world.experts(), Study(world)
+    assert study.proxies("a") == []
+    assert study.router_trained(experts) == world.release(experts)
+    assert study.calibrated(experts).is_dir()
 
 
 def test_an_owners_step_costs_less_than_one_of_a_whole_mixture() -> None:
