@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from common.data import write_documents
 from common.ensemble import Nats
 from common.errors import MalformedError
 from common.evaluate import Domain, Scores, prepare, score, token_nats
+from common.files import write_atomic
 from common.jobs import run_job
 from common.mixed import mixed_documents
 from common.model import hf
@@ -318,24 +320,33 @@ class Consortium:
 
     def score(self, model: Path, domain: str, *, top_k: int | None = None, split: data.Split = "test") -> Scores:
         """Bits per byte and routing shares, computed once."""
-        key = f"{model.name} {domain} {split} {self.sizes.evaluated_bytes} {top_k or ''}"
-        if key not in self.scores:
+
+        def measured() -> object:
             loaded = hf.load(model, device=self.sizes.device)
             if top_k is not None:
                 loaded = with_top_k(loaded, top_k)
             found = score(loaded, self.domain(domain, split=split), batch_size=self.sizes.scored_rows)
-            self.scores[key] = [found.bits_per_byte, found.shares_per_layer]
-            partial = self._scores_file.with_suffix(".partial")
-            partial.write_text(json.dumps(self.scores))
-            partial.replace(self._scores_file)
-        bits, shares = self.scores[key]  # type: ignore[misc]
+            return [found.bits_per_byte, found.shares_per_layer]
+
+        key = f"{model.name} {domain} {split} {self.sizes.evaluated_bytes} {top_k or ''}"
+        bits, shares = self.remembered(key, measured)
         return Scores(bits, tuple(tuple(layer) for layer in shares))
+
+    def remembered(self, key: str, measure: Callable[[], object]) -> Any:
+        """What was measured under that name, in this run or an earlier one; as JSON gives it back."""
+        if key not in self.scores:
+            self.scores[key] = measure()
+            write_atomic(self._scores_file, json.dumps(self.scores).encode())
+        return self.scores[key]
 
     def cost(self, models: Sequence[Path]) -> dict[str, float]:
         """What a token costs: parameters that work on it, in all `models`, and time over that of the public model.
 
         Both read one batch of public text in turns; the fastest of several times is what each can do.
         """
+        return dict(self.remembered(f"cost {' '.join(path.name for path in models)}", lambda: self._cost(models)))
+
+    def _cost(self, models: Sequence[Path]) -> dict[str, float]:
         loaded = [hf.load(path, device=self.sizes.device) for path in models]
         public = [hf.load(self.base(), device=self.sizes.device)]
         batch_BT = self.domain(PUBLIC).windows.input_ids_WT[: self.sizes.scored_rows]

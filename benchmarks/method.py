@@ -110,7 +110,8 @@ class Study:
         for name, path in self.soups(dense).items():
             self.add(name, path)
         for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
-            rows = self.ensemble(models, top_k=world.sizes.top_k)
+            names = " ".join(path.name for path in models)
+            rows = world.remembered(f"ensembles {names}", lambda models=models: self.ensemble(models))
             self.table |= dict(zip((f"BTM, {kind}", f"classifier, {kind}"), rows, strict=True))
             # Which models weigh something is known once all have read the text; a classifier knows before.
             self.cost[f"BTM, {kind}"], self.cost[f"classifier, {kind}"] = world.cost(models), world.cost(models[1:2])
@@ -192,19 +193,22 @@ class Study:
     def calibrated(self, experts: Sequence[Path]) -> Path:
         """The release with one shift and one scale for all rows, the best on the text held out of proxies."""
         world, release = self.world, self.world.release(experts)
+        _, chosen = self._router_texts
+        inputs = [release.name, chosen.parent.name, self._held_bytes]
+        if (kept := world.place("calibrated", inputs)).exists():
+            return kept
         config = hf.load(world.base()).config
         router = PublicRouter.load(
             world.base(), num_hidden_layers=config.num_hidden_layers, hidden_size=config.hidden_size
         )
-        _, chosen = self._router_texts
         documents = data.sample(data.read_split(chosen, "validation"), self._held_bytes)
         held = prepare(documents, Tokenizer.load(release), sequence_length=world.sizes.context)
-        model, shift, scale = calibrate(
+        model, _, _ = calibrate(
             lambda: hf.load(release, device=world.sizes.device),
             router,
             lambda tried: score(tried, held, batch_size=world.sizes.batch_size).bits_per_byte,
         )
-        return world.keep("calibrated", [release.name, shift, scale], model)
+        return world.keep("calibrated", inputs, model)
 
     def proxies(self, owner: str) -> list[Document]:
         """Public documents that look like the owner's, likeliest first."""
@@ -261,9 +265,9 @@ class Study:
         rate = world.sizes.dense_learning_rate
         return world.tune_job(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
 
-    def ensemble(self, models: Sequence[Path], *, top_k: int) -> tuple[Row, Row]:
+    def ensemble(self, models: Sequence[Path]) -> tuple[Row, Row]:
         """Rows of BTM over `models`, and of one model a document chosen by a classifier of domains."""
-        world = self.world
+        world, top_k = self.world, self.world.sizes.top_k
         temperature = self._temperature(models, top_k=top_k)
         best, chosen = Row(), Row()
         for name in self.domains:
