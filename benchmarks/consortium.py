@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +115,14 @@ class Consortium:
     owners: tuple[str, ...]
     sizes: Sizes
     seed: int
-    scores: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._domains: dict[tuple[str, data.Split], Domain] = {}
         self.work.mkdir(parents=True, exist_ok=True)
-        self._scores_file = self.work / "scores.json"
-        if self._scores_file.exists():
-            self.scores = json.loads(self._scores_file.read_text())
+        self._measured_file = self.work / "measured.json"
+        self._measured: dict[str, Any] = {}
+        if self._measured_file.exists():
+            self._measured = json.loads(self._measured_file.read_text())
 
     # Text
 
@@ -334,10 +334,10 @@ class Consortium:
 
     def remembered(self, key: str, measure: Callable[[], object]) -> Any:
         """What was measured under that name, in this run or an earlier one; as JSON gives it back."""
-        if key not in self.scores:
-            self.scores[key] = measure()
-            write_atomic(self._scores_file, json.dumps(self.scores).encode())
-        return self.scores[key]
+        if key not in self._measured:
+            self._measured[key] = json.loads(json.dumps(measure()))
+            write_atomic(self._measured_file, json.dumps(self._measured).encode())
+        return self._measured[key]
 
     def cost(self, models: Sequence[Path]) -> dict[str, float]:
         """What a token costs: parameters that work on it, in all `models`, and time over that of the public model.
