@@ -36,6 +36,9 @@ UNSEEN = "public-unseen"
 """Public text that the public model was not trained on."""
 MIXED = "mixed"
 
+Row = dict[str, float]
+"""Bits per byte by domain, `mixed` among them."""
+
 Job = tuple[str, str, Mapping[str, object]]
 """A stage to run: the module of the job, the stage's name, and the job's configuration."""
 
@@ -179,6 +182,11 @@ class Consortium:
             documents, tokenizer = self.documents(name, split=split), Tokenizer.load(self.base())
             self._domains[name, split] = prepare(documents, tokenizer, sequence_length=self.sizes.context)
         return self._domains[name, split]
+
+    @property
+    def measured_on(self) -> list[str]:
+        """The domains that every system is measured on."""
+        return [PUBLIC, *self.owners, MIXED]
 
     # Models
 

@@ -18,43 +18,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import method_report
-from benchmarks.consortium import MIXED, PUBLIC, UNSEEN, Consortium, Job, expert_steps_in_full_steps
+from benchmarks.baselines import Baselines
+from benchmarks.consortium import PUBLIC, UNSEEN, Consortium, Row
 from benchmarks.machine import describe
 from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY, SETS
 from common import data
 from common.data import Document
-from common.ensemble import document_losses, mixture_bits_per_byte, weigh
 from common.errors import NotFoundError
 from common.evaluate import prepare, score
 from common.files import write_atomic
 from common.job import use_cpu
 from common.model import hf, partition
 from common.model.router_rows import PublicRouter
-from common.text_classifier import TextClassifier
 from common.tokenizer import Tokenizer
 from coordinator import router_texts
 from coordinator.combine.calibrate import calibrate
-from coordinator.combine.soup import likelihood_weights, soup
-from coordinator.combine.upcycle import upcycle
 from coordinator.router_texts import RouterTexts
 from owner_client import proxies
 from owner_client.proxies import Proxies, ProxyJob
 
-_TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-_TUNED_BYTES: Final = 20_000
-"""Of each owner's validation text, at most, an ensemble's temperature is chosen on."""
-
 _HELD_BYTES: Final = 160_000
 """Of public validation text and of proxies that are not trained on, at most, rows are chosen on; as much of each."""
-
-Row = dict[str, float]
-"""Bits per byte by domain, `mixed` among them."""
 
 
 @dataclass
@@ -66,14 +53,12 @@ class Study:
     table: dict[str, Row] = field(default_factory=dict)
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    @property
-    def domains(self) -> list[str]:
-        """What every system is measured on."""
-        return [PUBLIC, *self.world.owners, MIXED]
+    def __post_init__(self) -> None:
+        self.baselines = Baselines(self.world)
 
     def row(self, model: Path) -> Row:
         """A model's bits per byte."""
-        return {name: self.world.score(model, name).bits_per_byte for name in self.domains}
+        return {name: self.world.score(model, name).bits_per_byte for name in self.world.measured_on}
 
     def add(self, name: str, model: Path) -> None:
         """Measure a system that is one model."""
@@ -103,25 +88,33 @@ class Study:
             self.add(f"dense: {owner}", path)
         return dense
 
+    def train_others(
+        self, dense: Sequence[Path], all_data: Sequence[int], ablated: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """Train what `other_systems`, `all_data` and `ablations` measure in one go, the longest first."""
+        self.say("mixtures that had all data, BTX, experts trained otherwise")
+        jobs = [*map(self.baselines.unrestricted_job, all_data), self.baselines.btx_job(dense)]
+        self.world.jobs(jobs + [job for options in ablated.values() for job in self.world.expert_jobs(**options)])
+
     def other_systems(self, dense: Sequence[Path], coordinated: Sequence[Path]) -> None:
         """Everything else a release is compared with, but training on all data."""
         world = self.world
         self.say("soups, ensembles")
-        for name, path in self.soups(dense).items():
+        for name, path in self.baselines.soups(dense).items():
             self.add(name, path)
         for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
             names = " ".join(path.name for path in models)
-            rows = world.remembered(f"ensembles {names}", lambda models=models: self.ensemble(models))
+            rows = world.remembered(f"ensembles {names}", lambda models=models: self.baselines.ensemble(models))
             self.table |= dict(zip((f"BTM, {kind}", f"classifier, {kind}"), rows, strict=True))
             # Which models weigh something is known once all have read the text; a classifier knows before.
             self.cost[f"BTM, {kind}"], self.cost[f"classifier, {kind}"] = world.cost(models), world.cost(models[1:2])
         self.say("BTX")
-        self.add("BTX", world.run(self.btx_job(dense)))
+        self.add("BTX", world.run(self.baselines.btx_job(dense)))
 
     def all_data(self, times: int) -> None:
         """The mixture that had all data."""
         self.say(f"unrestricted mixture, {times}x")
-        self.add(f"unrestricted {times}x", self.world.run(self.unrestricted_job(times)))
+        self.add(f"unrestricted {times}x", self.world.run(self.baselines.unrestricted_job(times)))
 
     def ablations(self, experts: Sequence[Path]) -> None:
         """The release with its rows calibrated, and releases of experts that were trained with something left out."""
@@ -226,87 +219,6 @@ class Study:
             write_atomic(folder, json.dumps(asdict(found)).encode())
         return proxies.chosen_documents(public, Proxies(**json.loads(folder.read_text())))
 
-    # Other ways of combining
-
-    def soups(self, dense: Sequence[Path]) -> dict[str, Path]:
-        """The mean of the dense experts, and the mean weighted by how well each knows all validation text."""
-        world = self.world
-        models = [hf.load(path) for path in dense]
-        losses = [
-            np.mean([world.score(path, owner, split="validation").bits_per_byte for owner in world.owners])
-            for path in dense
-        ]
-        weights = likelihood_weights([float(loss) for loss in losses], temperature=0.1)
-        inputs = [path.name for path in dense]
-        return {
-            "soup": world.keep("soup", inputs, soup(models)),
-            "weighted soup": world.keep("weighted-soup", [inputs, weights], soup(models, weights=weights)),
-        }
-
-    def btx_job(self, dense: Sequence[Path]) -> Job:
-        """What trains dense experts, side by side, on public text."""
-        world, corpora = self.world, self.world.corpora()
-        start = upcycle(
-            [hf.load(path) for path in (world.base(), *dense)], num_experts_per_tok=world.sizes.top_k, seed=world.seed
-        )
-        kept = world.keep("btx-start", [path.name for path in dense], start)
-        public = {name: corpora / name for name in (PUBLIC, UNSEEN)}
-        return world.tune_job("btx", kept, public, steps=world.sizes.tuning_steps,
-                              learning_rate=world.sizes.dense_learning_rate)  # fmt: skip
-
-    def unrestricted_job(self, times: int) -> Job:
-        """What trains one mixture on everybody's text, with so many times the arithmetic of all owners' training."""
-        world = self.world
-        count = 1 + len(world.owners)
-        start = upcycle([hf.load(world.base())] * count, num_experts_per_tok=world.sizes.top_k, seed=world.seed)
-        kept = world.keep("unrestricted-start", count, start)
-        sources = {name: world.corpora() / name for name in (UNSEEN, *world.owners)}
-        steps = round(times * len(world.owners) * expert_steps_in_full_steps(world.sizes))
-        rate = world.sizes.dense_learning_rate
-        return world.tune_job(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
-
-    def ensemble(self, models: Sequence[Path]) -> tuple[Row, Row]:
-        """Rows of BTM over `models`, and of one model a document chosen by a classifier of domains."""
-        world, top_k = self.world, self.world.sizes.top_k
-        temperature = self._temperature(models, top_k=top_k)
-        best, chosen = Row(), Row()
-        for name in self.domains:
-            domain = world.domain(name)
-            nats = [world.nats(path, domain) for path in models]
-            weights = weigh(document_losses(domain, nats), temperature=temperature, top_k=top_k)
-            best[name] = mixture_bits_per_byte(domain, nats, weights)
-            chosen[name] = mixture_bits_per_byte(domain, nats, self._classified(name, len(models)))
-        return best, chosen
-
-    def _temperature(self, models: Sequence[Path], *, top_k: int) -> float:
-        """The temperature that is best on the owners' validation text."""
-        totals = dict.fromkeys(_TEMPERATURES, 0.0)
-        for owner in self.world.owners:
-            documents = data.sample(self.world.documents(owner, split="validation"), _TUNED_BYTES)
-            domain = prepare(documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.context)
-            nats = [self.world.nats(path, domain) for path in models]
-            losses = document_losses(domain, nats)
-            for temperature in totals:
-                weights = weigh(losses, temperature=temperature, top_k=top_k)
-                totals[temperature] += mixture_bits_per_byte(domain, nats, weights)
-        return min(totals, key=totals.__getitem__)
-
-    def _classified(self, name: str, num_models: int) -> NDArray[np.float64]:
-        """All weight of each document on the model of the domain that the classifier names."""
-        texts = [document.text for document in self.world.documents(name)]
-        order = [self._classifier.kinds.index(kind) for kind in (PUBLIC, *self.world.owners)]
-        picked = self._classifier.probabilities(texts)[:, order].argmax(axis=1)
-        weights = np.zeros((num_models, len(texts)))
-        weights[picked, np.arange(len(texts))] = 1
-        return weights
-
-    @cached_property
-    def _classifier(self) -> TextClassifier:
-        corpora = self.world.corpora()
-        kinds = (PUBLIC, *self.world.owners)
-        texts = {kind: [d.text for d in data.read_split(corpora / kind, "train")] for kind in kinds}
-        return TextClassifier(texts, seed=self.world.seed)
-
 
 def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """All figures of one seed, or the main rows; what takes longest is measured with the first seed alone."""
@@ -323,14 +235,7 @@ def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str]
         return {**_of_table(it, owners), "opt_out": {}, "top_k": {}}
     all_data = (2, 1) if everything and is_first else (1,) if everything or is_first else ()
     ablated = it.ablated if everything and is_first else {}
-    say("mixtures that had all data, BTX, experts trained otherwise")
-    world.jobs(
-        [
-            *map(it.unrestricted_job, all_data),
-            it.btx_job(dense),
-            *(job for options in ablated.values() for job in world.expert_jobs(**options)),
-        ]
-    )
+    it.train_others(dense, all_data, ablated)
     it.other_systems(dense, coordinated)
     for times in reversed(all_data):
         it.all_data(times)
@@ -342,8 +247,10 @@ def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str]
     return {
         **_of_table(it, owners),
         "opt_out": left,
-        "shares_per_layer": {name: world.score(release, name).shares_per_layer for name in it.domains},
-        "top_k": {str(k): {name: world.score(release, name, top_k=k).bits_per_byte for name in it.domains} for k in ks},
+        "shares_per_layer": {name: world.score(release, name).shares_per_layer for name in world.measured_on},
+        "top_k": {
+            str(k): {name: world.score(release, name, top_k=k).bits_per_byte for name in world.measured_on} for k in ks
+        },
     }
 
 
