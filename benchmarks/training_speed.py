@@ -25,11 +25,11 @@ import torch
 from benchmarks.consortium import Sizes
 from benchmarks.machine import describe
 from benchmarks.method_presets import PRESETS
-from common.data import Batch, MixtureState, PackedText, batches
 from common.loss import Loss, TensorBatch
 from common.model import hf, partition
 from common.model.config import ModelConfig
 from common.model.transformer import CausalLM, ModelOutput
+from common.packing import Batch, MixtureState, PackedText, batches
 from common.training import BETAS, Trainer
 from owner_client.anchor import PublicAnchor
 from owner_client.train import ExpertJob, expert_loss

@@ -1,12 +1,9 @@
-"""Documents on disk, their splits, and packed sequences of tokens.
+"""Documents on disk and their splits.
 
 Reads `.jsonl`, `.jsonl.gz` (one `{"text": ...}` a line, other fields ignored) and `.txt` (documents separated by two or
 more blank lines), or a folder of them. A corpus is a folder with the splits train, validation and test, as files or
 subfolders; splits that are missing are set aside from the rest by document hash, so that a document's split depends on
-its text alone. Packed sequences come with document ids, and iterators yield `(batch, state)`: resuming is starting from
-`state`. No torch here, and no tokenizer: tokens arrive as lists of integers.
-
-Shapes: B batch, T sequence length.
+its text alone.
 """
 
 import gzip
@@ -15,13 +12,10 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import MalformedError, TooLargeError
 
@@ -294,121 +288,3 @@ def _set_aside(name: Split, documents: list[Document], path: Path) -> list[Docum
     ordered = sorted(hashed, key=lambda pair: pair[0])
     threshold = format(int(HELD_OUT_SHARE * 16**8), "08x")
     return [d for key, d in ordered if key[:8] < threshold] or [ordered[0][1]]
-
-
-# ---- Packed sequences ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a training step reads; all int64 [B, T].
-
-    `targets_BT` is the next token everywhere: each document starts after an end-of-text token, and ends by predicting
-    one. `document_ids_BT` tells the documents of a row apart, so attention need not cross them. `sources_B` is the
-    index of the source a row comes from.
-    """
-
-    input_ids_BT: NDArray[np.int64]
-    targets_BT: NDArray[np.int64]
-    document_ids_BT: NDArray[np.int64]
-    sources_B: NDArray[np.int64]
-
-
-class PackedText:
-    """A source of fixed-length sequences: documents end to end, in an order that `seed` and the epoch decide.
-
-    Sequence `i` of all eternity is a pure function of the documents, the seed and `i`, so a reader can start anywhere.
-    """
-
-    def __init__(
-        self,
-        documents: Sequence[Sequence[int]],
-        *,
-        sequence_length: int,
-        eos_token_id: int,
-        seed: int,
-        name: str = "text",
-    ) -> None:
-        """Pack `documents`, each a list of token ids without end-of-text.
-
-        Raises:
-            MalformedError: the tokens do not fill one sequence; the message says how many there are and are needed.
-        """
-        if sequence_length < 1:
-            raise ValueError(f"sequence_length is {sequence_length}")
-        num_tokens = sum(len(tokens) + 1 for tokens in documents)
-        if num_tokens < sequence_length + 1:
-            raise MalformedError(
-                f"{name}: {num_tokens:,} tokens are too few; one sequence needs {sequence_length + 1:,}. "
-                "Add documents or choose a smaller sequence_length"
-            )
-        self._documents = [np.array([eos_token_id, *tokens], np.int32) for tokens in documents]
-        self._eos_token_id = eos_token_id
-        self.sequence_length, self._seed = sequence_length, seed
-        self.num_tokens = num_tokens
-        self.num_sequences = num_tokens // sequence_length
-        self._epoch = -1
-        self._tokens = np.zeros(0, np.int32)
-        self._ids = np.zeros(0, np.int32)
-        self._order = np.zeros(0, np.int64)
-
-    def sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Tokens [T + 1] and document ids [T] of sequence `index`, counted through all epochs."""
-        epoch, position = divmod(index, self.num_sequences)
-        if epoch != self._epoch:
-            self._lay_out(epoch)
-        start = int(self._order[position]) * self.sequence_length
-        end = start + self.sequence_length
-        return self._tokens[start : end + 1], self._ids[start:end]
-
-    def _lay_out(self, epoch: int) -> None:
-        random = np.random.default_rng([self._seed, epoch])
-        documents = [self._documents[i] for i in random.permutation(len(self._documents))]
-        # The last document predicts its end too, and a tail shorter than a sequence is left for another epoch's order.
-        self._tokens = np.concatenate([*documents, np.array([self._eos_token_id], np.int32)])
-        self._ids = np.repeat(np.arange(len(documents), dtype=np.int32), [len(tokens) for tokens in documents])
-        self._order = random.permutation(self.num_sequences)
-        self._epoch = epoch
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureState:
-    """Where a mixture stands: the sequences taken from each source so far."""
-
-    consumed: tuple[int, ...]
-
-
-def batches(
-    sources: Sequence[PackedText], *, shares: Sequence[float], batch_size: int, state: MixtureState | None = None
-) -> Iterator[tuple[Batch, MixtureState]]:
-    """Endless batches that mix `sources` by `shares`, each with the state after it.
-
-    Shares hold exactly in the long run and to within one sequence in every batch: after n sequences, source i has given
-    floor(n * share_i), and the first source what is left.
-
-    Raises:
-        ValueError: shares and sources do not match, or do not sum to 1.
-    """
-    if len(shares) != len(sources) or abs(sum(shares) - 1) > 1e-9 or min(shares) < 0 or batch_size < 1:
-        raise ValueError(f"shares {shares} for {len(sources)} source(s), batch_size {batch_size}")
-    consumed = state.consumed if state else (0,) * len(sources)
-    if len(consumed) != len(sources):
-        raise ValueError(f"state has {len(consumed)} sources, not {len(sources)}")
-    while True:
-        total = sum(consumed) + batch_size
-        others = [int(total * share + 1e-9) for share in shares[1:]]
-        upto = (total - sum(others), *others)
-        yield _batch(sources, consumed, upto), MixtureState(upto)
-        consumed = upto
-
-
-def _batch(sources: Sequence[PackedText], consumed: tuple[int, ...], upto: tuple[int, ...]) -> Batch:
-    rows = [(i, index) for i in range(len(sources)) for index in range(consumed[i], upto[i])]
-    sequences = [sources[i].sequence(index) for i, index in rows]
-    tokens = np.stack([tokens for tokens, _ in sequences]).astype(np.int64)
-    return Batch(
-        input_ids_BT=tokens[:, :-1],
-        targets_BT=tokens[:, 1:],
-        document_ids_BT=np.stack([ids for _, ids in sequences]).astype(np.int64),
-        sources_B=np.array([i for i, _ in rows], np.int64),
-    )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from common.data import Batch
 from common.model.transformer import ModelOutput
+from common.packing import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common import job
-from common.data import Batch, Document, MixtureState, PackedText
+from common.data import Document
 from common.errors import ConflictError, JobFailedError, MalformedError
 from common.files import taking_turns
 from common.job import StoppedError, StopSignal
 from common.loss import LossFunction, TensorBatch
 from common.model.transformer import ModelOutput
+from common.packing import Batch, MixtureState, PackedText
 from common.tokenizer import Tokenizer
 
 BETAS: Final = (0.9, 0.95)

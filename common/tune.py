@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common import data, training
-from common.data import Batch, MixtureState, PackedText, batches
 from common.errors import MalformedError
 from common.evaluate import Domain, prepare, score
 from common.files import write_atomic
@@ -32,6 +31,7 @@ from common.job import StopSignal
 from common.loss import language_loss
 from common.model import hf, partition
 from common.model.transformer import DTYPES, CausalLM
+from common.packing import Batch, MixtureState, PackedText, batches
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 

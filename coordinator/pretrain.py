@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from common import tokenizer, training
-from common.data import Batch, Document, MixtureState, PackedText, batches, read_split, set_unseen_aside
+from common.data import Document, read_split, set_unseen_aside
 from common.errors import MalformedError
 from common.job import StopSignal
 from common.loss import LossFunction, language_loss
@@ -29,6 +29,7 @@ from common.model import hf
 from common.model.config import ModelConfig
 from common.model.router_rows import measure, public_router
 from common.model.transformer import CausalLM
+from common.packing import Batch, MixtureState, PackedText, batches
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from coordinator import topics

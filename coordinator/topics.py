@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data import PackedText
 from common.loss import Loss, LossFunction, TensorBatch
 from common.model.transformer import CausalLM, ModelOutput, stretches
+from common.packing import PackedText
 
 HEADS_PREFIX: Final = "heads."
 HEADS_LEARN_FASTER: Final = 5

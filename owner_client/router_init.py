@@ -17,10 +17,10 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from common.data import Batch, PackedText, batches
 from common.model import partition
 from common.model.router_rows import Moments, PublicRouter, log_ratio_row, logistic_row, mean_row, measure
 from common.model.transformer import CausalLM
+from common.packing import Batch, PackedText, batches
 
 RouterStart = Literal["ratio", "logistic", "mean", "random", "embedder"]
 

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import training
-from common.data import Batch, Document, MixtureState, PackedText, batches, read_corpus, sample, set_unseen_aside
+from common.data import Document, read_corpus, sample, set_unseen_aside
 from common.embedder import Embedder, directory_digest, embedded_difference
 from common.errors import JobFailedError, MalformedError
 from common.evaluate import prepare
@@ -41,6 +41,7 @@ from common.model import hf, partition
 from common.model.partition import OWNED_EXPERT
 from common.model.router_rows import PublicRouter
 from common.model.transformer import CausalLM, ModelOutput
+from common.packing import Batch, MixtureState, PackedText, batches
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from owner_client.anchor import PublicAnchor

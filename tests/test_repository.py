@@ -50,7 +50,7 @@ ONLY_IN = {
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
     "sklearn": r"common\.text_classifier",
     "numpy": (
-        r"common\.(data|evaluate|ensemble|multiple_choice|text_classifier|embedder|text_encoder|resumable_sha256)"
+        r"common\.(packing|evaluate|ensemble|multiple_choice|text_classifier|embedder|text_encoder|resumable_sha256)"
         r"|common\.model\.(checkpoint|norms)|owner_client\.own_kind"
     ),
     "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",

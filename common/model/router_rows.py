@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.data import Batch
 from common.errors import MalformedError
 from common.model import partition
 from common.model.transformer import CausalLM, stretches
+from common.packing import Batch
 
 ROUTER_FILE: Final = "router.safetensors"
 """In the public model's directory: for each layer the public expert's row and the bias direction."""

@@ -14,13 +14,14 @@ from small_jobs import expert_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.data import PackedText, batches, read_split
+from common.data import read_split
 from common.errors import JobFailedError, MalformedError
 from common.job import StopSignal
 from common.loss import TensorBatch
 from common.model import hf, partition
 from common.model.router_rows import RATIO_RIDGE, Moments, PublicRouter, log_ratio_row, logistic_row, measure
 from common.model.transformer import CausalLM
+from common.packing import PackedText, batches
 from common.tokenizer import Tokenizer
 from owner_client import router_init, train
 

@@ -8,12 +8,13 @@ import torch
 from small_jobs import pretrain_config, write_text
 from torch import Tensor
 
-from common.data import Batch, PackedText, batches, read_split
+from common.data import read_split
 from common.job import StopSignal
 from common.loss import TensorBatch
 from common.model import hf
 from common.model.config import ModelConfig
 from common.model.transformer import CausalLM
+from common.packing import Batch, PackedText, batches
 from common.tokenizer import Tokenizer
 from coordinator import pretrain
 from coordinator.topics import TopicLM, TopicSpace
