@@ -81,6 +81,8 @@ class Sizes:
     """What the public model reads first, where that is shorter; as many tokens a batch."""
     long_steps: int = 0
     """How many of its steps, the last ones, read sequences of `context`, where the others are shorter."""
+    patchwork_share: float = 0.0
+    """Of the public documents, so many are pretrained on cut up and mixed."""
     context_length: int | None = None
     """Of the windows that everything is measured in, and of the sequences that the public model reads last, where that
     is longer than what is trained on otherwise."""
@@ -204,6 +206,7 @@ class Consortium:
             "learning_rate": sizes.pretrain_learning_rate,
             "final_learning_rate_share": 0.05,
             "router_sequences": sizes.router_sequences,
+            **({"patchwork_share": sizes.patchwork_share} if sizes.patchwork_share else {}),
             **self._short_first(),
         }
         return self.run(("coordinator.pretrain", "base", config))

@@ -244,7 +244,7 @@ def set_public_aside(documents: Iterable[Document], *, share: float) -> tuple[li
 
     Real web text holds a little of everything. A document falls on the same side wherever it is found.
     """
-    return _by_hash("public", documents, share)
+    return by_hash("public", documents, share)
 
 
 def set_unseen_aside(documents: Iterable[Document], *, share: float) -> tuple[list[Document], list[Document]]:
@@ -253,11 +253,11 @@ def set_unseen_aside(documents: Iterable[Document], *, share: float) -> tuple[li
     A model knows text that it was trained on better than other text of that kind. Where the public model is compared
     with an expert (negatives, proxies, router training) that is an advantage that it has nowhere else.
     """
-    return _by_hash("unseen", documents, share)
+    return by_hash("unseen", documents, share)
 
 
-def _by_hash(salt: str, documents: Iterable[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """About `share` of the documents, and the others."""
+def by_hash(salt: str, documents: Iterable[Document], share: float) -> tuple[list[Document], list[Document]]:
+    """About `share` of the documents, by a hash of `salt` and their text, and the others."""
     threshold = int(share * 16**8)
     chosen, others = list[Document](), list[Document]()
     for each in documents:

@@ -21,12 +21,14 @@ class TensorBatch:
     input_ids_BT: Tensor
     targets_BT: Tensor
     document_ids_BT: Tensor
+    part_ids_BT: Tensor
     sources_B: Tensor
 
     @classmethod
     def place(cls, batch: Batch, device: torch.device | str) -> "TensorBatch":
         """Copy a batch to `device`."""
-        arrays = (batch.input_ids_BT, batch.targets_BT, batch.document_ids_BT, batch.sources_B)
+        ids = (batch.document_ids_BT, batch.part_ids_BT, batch.sources_B)
+        arrays = (batch.input_ids_BT, batch.targets_BT, *ids)
         return cls(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 

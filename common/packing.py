@@ -8,6 +8,7 @@ Shapes: B batch, T sequence length.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,14 @@ class Batch:
     """What a training step reads; all int64 [B, T].
 
     `targets_BT` is the next token everywhere: each document starts after an end-of-text token, and ends by predicting
-    one. `document_ids_BT` tells the documents of a row apart, so attention need not cross them. `sources_B` is the
-    index of the source a row comes from.
+    one. `document_ids_BT` tells the documents of a row apart, so attention need not cross them; `part_ids_BT` tells the
+    parts of patchworks apart too. `sources_B` is the index of the source a row comes from.
     """
 
     input_ids_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
     document_ids_BT: NDArray[np.int64]
+    part_ids_BT: NDArray[np.int64]
     sources_B: NDArray[np.int64]
 
 
@@ -44,21 +46,25 @@ class PackedText:
         eos_token_id: int,
         seed: int,
         name: str = "text",
+        patchworks: Sequence[Sequence[Sequence[int]]] = (),
     ) -> None:
-        """Pack `documents`, each a list of token ids without end-of-text.
+        """Pack `documents`, each a list of token ids without end-of-text, and `patchworks`, each a list of parts that
+        make one document.
 
         Raises:
             MalformedError: the tokens do not fill one sequence; the message says how many there are and are needed.
         """
         if sequence_length < 1:
             raise ValueError(f"sequence_length is {sequence_length}")
-        num_tokens = sum(len(tokens) + 1 for tokens in documents)
+        whole = [[tokens] for tokens in documents] + [list(parts) for parts in patchworks]
+        num_tokens = sum(1 + sum(map(len, parts)) for parts in whole)
         if num_tokens < sequence_length + 1:
             raise MalformedError(
                 f"{name}: {num_tokens:,} tokens are too few; one sequence needs {sequence_length + 1:,}. "
                 "Add documents or choose a smaller sequence_length"
             )
-        self._documents = [np.array([eos_token_id, *tokens], np.int32) for tokens in documents]
+        self._documents = [np.array([eos_token_id, *chain.from_iterable(parts)], np.int32) for parts in whole]
+        self._begins = [_begins(parts) for parts in whole]
         self._eos_token_id = eos_token_id
         self.sequence_length, self._seed = sequence_length, seed
         self.num_tokens = num_tokens
@@ -66,25 +72,36 @@ class PackedText:
         self._epoch = -1
         self._tokens = np.zeros(0, np.int32)
         self._ids = np.zeros(0, np.int32)
+        self._part_ids = np.zeros(0, np.int32)
         self._order = np.zeros(0, np.int64)
 
-    def sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Tokens [T + 1] and document ids [T] of sequence `index`, counted through all epochs."""
+    def sequence(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """Tokens [T + 1], document ids [T] and part ids [T] of sequence `index`, counted through all epochs."""
         epoch, position = divmod(index, self.num_sequences)
         if epoch != self._epoch:
             self._lay_out(epoch)
         start = int(self._order[position]) * self.sequence_length
         end = start + self.sequence_length
-        return self._tokens[start : end + 1], self._ids[start:end]
+        return self._tokens[start : end + 1], self._ids[start:end], self._part_ids[start:end]
 
     def _lay_out(self, epoch: int) -> None:
         random = np.random.default_rng([self._seed, epoch])
-        documents = [self._documents[i] for i in random.permutation(len(self._documents))]
+        order = random.permutation(len(self._documents))
+        documents = [self._documents[i] for i in order]
         # The last document predicts its end too, and a tail shorter than a sequence is left for another epoch's order.
         self._tokens = np.concatenate([*documents, np.array([self._eos_token_id], np.int32)])
         self._ids = np.repeat(np.arange(len(documents), dtype=np.int32), [len(tokens) for tokens in documents])
+        self._part_ids = np.concatenate([self._begins[i] for i in order]).cumsum(dtype=np.int32)
         self._order = random.permutation(self.num_sequences)
         self._epoch = epoch
+
+
+def _begins(parts: Sequence[Sequence[int]]) -> NDArray[np.int8]:
+    """1 where a part of a document begins, else 0; the first one with the end-of-text token before it."""
+    begins = np.zeros(1 + sum(map(len, parts)), np.int8)
+    begins[0] = 1
+    begins[1 + np.cumsum([len(part) for part in parts[:-1]], dtype=np.int64)] = 1
+    return begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +138,11 @@ def batches(
 def _batch(sources: Sequence[PackedText], consumed: tuple[int, ...], upto: tuple[int, ...]) -> Batch:
     rows = [(i, index) for i in range(len(sources)) for index in range(consumed[i], upto[i])]
     sequences = [sources[i].sequence(index) for i, index in rows]
-    tokens = np.stack([tokens for tokens, _ in sequences]).astype(np.int64)
+    tokens, document_ids, part_ids = (np.stack(arrays).astype(np.int64) for arrays in zip(*sequences, strict=True))
     return Batch(
         input_ids_BT=tokens[:, :-1],
         targets_BT=tokens[:, 1:],
-        document_ids_BT=np.stack([ids for _, ids in sequences]).astype(np.int64),
+        document_ids_BT=document_ids,
+        part_ids_BT=part_ids,
         sources_B=np.array([i for i, _ in rows], np.int64),
     )

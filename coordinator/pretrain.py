@@ -20,7 +20,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from common import tokenizer, training
+from common import data, tokenizer, training
 from common.data import Document, read_split, set_unseen_aside
 from common.errors import MalformedError
 from common.job import StopSignal
@@ -33,6 +33,7 @@ from common.packing import Batch, MixtureState, PackedText, batches
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
 from coordinator import topics
+from coordinator.patchworks import patchworks
 from coordinator.topics import TopicLM, TopicSpace, topic_loss
 
 
@@ -50,6 +51,8 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     teach the next token sooner, long ones what kind of text it is, which routers need."""
     long_sequence_length: int | None = Field(default=None, ge=2)
     """A multiple of `sequence_length` that divides a batch."""
+    patchwork_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the documents, by their hash, that is read cut up and mixed (`patchworks`)."""
     vocab_size: int = Field(ge=tokenizer.MIN_VOCAB_SIZE)
     hidden_size: int
     intermediate_size: int
@@ -177,8 +180,14 @@ def _stages(
 
 
 def _packed(config: PretrainJob, tokens: Tokenizer, documents: Sequence[Document], length: int) -> PackedText:
-    return training.packed(
-        documents, tokens, config.model_copy(update={"sequence_length": length}), name=str(config.public)
+    cut, whole = data.by_hash("patchwork", documents, config.patchwork_share)
+    return PackedText(
+        tokens.encode_all([document.text for document in whole]),
+        patchworks=[tokens.encode_all(parts) for parts in patchworks(cut, seed=config.seed)],
+        sequence_length=length,
+        eos_token_id=tokens.eos_token_id,
+        seed=config.seed,
+        name=str(config.public),
     )
 
 

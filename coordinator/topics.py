@@ -3,12 +3,13 @@
 Every owner's row is linear in one layer's feed-forward input, so a release routes well only as far as that input tells
 kinds of text apart linearly. A large model's does; a small one's mostly names the last token. While the public model is
 pretrained, a linear head on each layer's feed-forward input therefore predicts the *topic* of the document around the
-token: the document's word counts within the sequence (square roots of frequencies, so that frequent words do not
-drown the rest), projected to their principal components over the public text and brought to unit variance. No labels
-are needed. One more target is 1 everywhere, so that there is a direction along which hidden states are constant: a
-router row has no other way to hold a constant. The heads are thrown away; what leaves the job is a plain OLMo 2 model.
+token, or of the part of it where it was put together of several (`patchworks`): the document's word counts within the
+sequence (square roots of frequencies, so that frequent words do not drown the rest), projected to their principal
+components over the public text and brought to unit variance. No labels are needed. One more target is 1 everywhere, so
+that there is a direction along which hidden states are constant: a router row has no other way to hold a constant. The
+heads are thrown away; what leaves the job is a plain OLMo 2 model.
 
-Shapes: B batch, T sequence, D hidden_size, V vocab_size, K topics, S stretches of one document within one sequence.
+Shapes: B batch, T sequence, D hidden_size, V vocab_size, K topics, S stretches of one part within one sequence.
 """
 
 from collections.abc import Callable
@@ -51,9 +52,9 @@ class TopicSpace:
         """
         most = max(1, min(_SAMPLED_SEQUENCES, _SAMPLED_COUNTS // vocab_size))
         sequences = [text.sequence(index) for index in range(min(text.num_sequences, most))]
-        input_ids = torch.stack([torch.from_numpy(tokens[:-1]) for tokens, _ in sequences]).long()
-        document_ids = torch.stack([torch.from_numpy(ids) for _, ids in sequences])
-        roots_SV, _ = _word_roots(input_ids, document_ids, vocab_size=vocab_size)
+        input_ids = torch.stack([torch.from_numpy(tokens[:-1]) for tokens, _, _ in sequences]).long()
+        part_ids = torch.stack([torch.from_numpy(ids) for _, _, ids in sequences])
+        roots_SV, _ = _word_roots(input_ids, part_ids, vocab_size=vocab_size)
         mean_V = roots_SV.mean(dim=0)
         found = min(num_topics, len(roots_SV) - 1, vocab_size)
         with torch.random.fork_rng(devices=[]):
@@ -73,10 +74,8 @@ class TopicSpace:
         return TopicSpace(self.components_VK.to(device), self.centre_K.to(device))
 
     def targets(self, batch: TensorBatch) -> Tensor:
-        """The topic of the document around each token, as far as the sequence shows it, and a 1: [B, T, K + 1]."""
-        roots_SV, stretches_BT = _word_roots(
-            batch.input_ids_BT, batch.document_ids_BT, vocab_size=len(self.components_VK)
-        )
+        """The topic of the part around each token, as far as the sequence shows it, and a 1: [B, T, K + 1]."""
+        roots_SV, stretches_BT = _word_roots(batch.input_ids_BT, batch.part_ids_BT, vocab_size=len(self.components_VK))
         topics_SK = (roots_SV @ self.components_VK - self.centre_K).clamp(-_OUTLIER, _OUTLIER)
         return F.pad(topics_SK, (0, 1), value=1.0)[stretches_BT]
 
@@ -125,9 +124,9 @@ def topic_loss(language: LossFunction, model: TopicLM, space: TopicSpace, *, wei
     return loss
 
 
-def _word_roots(input_ids_BT: Tensor, document_ids_BT: Tensor, *, vocab_size: int) -> tuple[Tensor, Tensor]:
+def _word_roots(input_ids_BT: Tensor, part_ids_BT: Tensor, *, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Square roots of word frequencies [S, V] of each stretch, and which stretch each token is in [B, T]."""
-    stretches_BT = stretches(document_ids_BT)
+    stretches_BT = stretches(part_ids_BT)
     words = stretches_BT.flatten() * vocab_size + input_ids_BT.flatten()
     num_stretches = int(stretches_BT[-1, -1]) + 1
     counts_SV = torch.bincount(words, minlength=num_stretches * vocab_size).view(num_stretches, vocab_size).float()

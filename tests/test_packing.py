@@ -32,7 +32,8 @@ def test_an_epoch_predicts_each_token_once_and_never_across_documents(
     text = _packed(lengths, sequence_length=sequence_length, seed=seed)
     targets, inside = [], []
     for index in range(text.num_sequences):
-        tokens, ids = text.sequence(index)
+        tokens, ids, part_ids = text.sequence(index)
+        np.testing.assert_array_equal(np.diff(part_ids) != 0, np.diff(ids) != 0)
         targets += tokens[1:].tolist()
         for position, (token, following) in enumerate(pairwise(tokens)):
             same = position + 1 < len(ids) and ids[position + 1] == ids[position]
@@ -53,6 +54,17 @@ def test_epochs_differ_and_seeds_decide(tmp_path: Path) -> None:
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
+
+
+def test_a_patchwork_is_one_document_of_many_parts() -> None:
+    text = PackedText([[1] * 3], patchworks=[[[2, 2], [3], [4, 4, 4]]], sequence_length=10, eos_token_id=EOS, seed=0)
+    tokens, document_ids, part_ids = text.sequence(0)
+    begins = {
+        name: [int(token) for token, new in zip(tokens[1:], np.diff(ids) != 0, strict=False) if new]
+        for name, ids in (("document", document_ids), ("part", part_ids))
+    }
+    assert begins["document"] == [EOS]
+    assert sorted(begins["part"]) == [EOS, 3, 4]
 
 
 def test_resuming_from_a_state_gives_what_would_have_come() -> None:

@@ -83,7 +83,7 @@ def _anchored(base: Path, text: Path, sources: list[int]) -> float:
     _disturb(model)
     anchor = PublicAnchor(model)
     ids_BT = torch.arange(8).repeat(4, 1)
-    batch = TensorBatch(ids_BT, ids_BT, torch.zeros_like(ids_BT), torch.tensor(sources))
+    batch = TensorBatch(ids_BT, ids_BT, torch.zeros_like(ids_BT), torch.zeros_like(ids_BT), torch.tensor(sources))
     output = model(ids_BT)
     for weight in (0.0, 0.5):
         options = {"negative_share": 0.25, "public_anchor": weight}

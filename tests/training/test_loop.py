@@ -25,7 +25,8 @@ from owner_client import train
 
 
 def _batch(targets_BT: torch.Tensor) -> TensorBatch:
-    return TensorBatch(targets_BT, targets_BT, torch.zeros_like(targets_BT), torch.zeros(len(targets_BT)))
+    ids_BT = torch.zeros_like(targets_BT)
+    return TensorBatch(targets_BT, targets_BT, ids_BT, ids_BT, torch.zeros(len(targets_BT)))
 
 
 def test_the_loss_and_its_gradient_equal_the_textbook_ones() -> None:

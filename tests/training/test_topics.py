@@ -17,6 +17,7 @@ from common.model.transformer import CausalLM
 from common.packing import Batch, PackedText, batches
 from common.tokenizer import Tokenizer
 from coordinator import pretrain
+from coordinator.patchworks import patchworks
 from coordinator.topics import TopicLM, TopicSpace
 
 VOCAB_SIZE = 40
@@ -34,9 +35,9 @@ def two_kinds() -> PackedText:
     return _packed([document for kind in kinds for document in kind])
 
 
-def _batch(rows: list[list[int]], documents: list[list[int]]) -> TensorBatch:
-    ids, of = np.array(rows, np.int64), np.array(documents, np.int64)
-    return TensorBatch.place(Batch(ids, ids, of, np.zeros(len(rows), np.int64)), "cpu")
+def _batch(rows: list[list[int]], parts: list[list[int]]) -> TensorBatch:
+    ids, of = np.array(rows, np.int64), np.array(parts, np.int64)
+    return TensorBatch.place(Batch(ids, ids, np.zeros_like(of), of, np.zeros(len(rows), np.int64)), "cpu")
 
 
 def test_topics_have_mean_zero_and_variance_one_and_the_first_tells_the_kinds_apart(two_kinds: PackedText) -> None:
@@ -52,7 +53,7 @@ def test_topics_have_mean_zero_and_variance_one_and_the_first_tells_the_kinds_ap
     assert abs(low.mean() - high.mean()) > 1.5
 
 
-def test_a_topic_is_of_the_document_alone_whatever_else_is_in_the_sequence(two_kinds: PackedText) -> None:
+def test_a_topic_is_of_its_part_alone_whatever_else_is_in_the_sequence(two_kinds: PackedText) -> None:
     space = TopicSpace.fit(two_kinds, vocab_size=VOCAB_SIZE, num_topics=2, seed=0)
     of_two = space.targets(_batch([[1, 2, 3, 4, 30, 31, 32, 33]], [[5, 5, 5, 5, 9, 9, 9, 9]]))
     of_one = space.targets(_batch([[1, 2, 3, 4], [33, 30, 31, 32]], [[7, 7, 7, 7], [7, 7, 7, 7]]))
@@ -89,14 +90,31 @@ def test_topics_make_the_kind_of_text_readable_where_routers_look(tmp_path: Path
     assert explained[1] > 0.5
 
 
-def _explained(folder: Path, output: Path, weight: float) -> float:
-    """Share of the variance of the first topic that the least squares fit explains at the first layer."""
-    job = pretrain_config(folder.parent, output, steps=60, topic_weight=weight)
-    pretrain.run(pretrain.PretrainJob.model_validate(job), StopSignal())
+def test_a_model_that_read_patchworks_sees_a_change_of_subject(tmp_path: Path) -> None:
+    folder = tmp_path / "public"
+    for kind in ("public", "own"):
+        write_text(folder / "train" / kind, kind, num_documents=60)
+        write_text(folder / "test" / kind, kind, num_documents=30, seed=1)
+    left = [
+        1 - _explained(folder, tmp_path / f"base {share}", 1.0, cut=True, patchwork_share=share, sequence_length=128)
+        for share in (0.0, 1.0)
+    ]
+    assert left[1] < 0.7 * left[0]
+
+
+def _explained(folder: Path, output: Path, weight: float, *, cut: bool = False, **changes: object) -> float:
+    """Share of the variance of the first topic that the least squares fit explains at the first layer, over whole
+    documents or over patchworks."""
+    job = pretrain.PretrainJob.model_validate(
+        pretrain_config(folder.parent, output, steps=60, topic_weight=weight, **changes)
+    )
+    pretrain.run(job, StopSignal())
     model, tokens = hf.load(output), Tokenizer.load(output)
+    documents = read_split(folder, "test")
     text = PackedText(
-        tokens.encode_all([d.text for d in read_split(folder, "test")]),
-        sequence_length=32,
+        [] if cut else tokens.encode_all([d.text for d in documents]),
+        patchworks=[tokens.encode_all(parts) for parts in patchworks(documents, seed=0)] if cut else [],
+        sequence_length=job.sequence_length,
         eos_token_id=tokens.eos_token_id,
         seed=0,
     )
