@@ -68,6 +68,8 @@ class Sizes:
     """Of router training on proxies."""
     evaluated_bytes: int
     seeds: tuple[int, ...]
+    router_mixed_share: float = 0.0
+    """Of what rows are trained on: paragraphs of proxies and public text in turn."""
     train_bytes: int | None = None
     """At most so much text of each domain is trained on."""
     public_share: float = 0.1

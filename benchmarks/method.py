@@ -34,7 +34,7 @@ from common.job import use_cpu
 from common.model import hf, partition
 from common.model.router_rows import PublicRouter
 from common.tokenizer import Tokenizer
-from coordinator import router_texts
+from coordinator import router_sources, router_texts
 from coordinator.combine.calibrate import calibrate
 from coordinator.router_texts import RouterTexts
 from owner_client import proxies
@@ -152,16 +152,22 @@ class Study:
         """
         if not any(self._proxies.values()):
             return self.world.release(experts)
-        world, sizes = self.world, self.world.sizes
-        public, chosen = self._router_texts
-        sources = {PUBLIC: public, "proxies": chosen}
-        validation = {"text": chosen, "every_steps": max(1, sizes.router_steps // 8), "max_bytes": self._held_bytes}
+        world, sizes, texts = self.world, self.world.sizes, self._router_texts
         without = (1 + index for index, owner in enumerate(world.owners) if not self._proxies[owner])
-        return world.run(
-            world.tune_job("release+rt", world.release(experts), sources, trained="routers",
-                           steps=sizes.router_steps, learning_rate=sizes.router_learning_rate,
-                           kept_rows=[partition.PUBLIC_EXPERT, *without], validation=validation)
-        )  # fmt: skip
+        config = {
+            "start": world.release(experts),
+            "sources": router_sources.sources(texts, public_share=0.5, mixed_share=sizes.router_mixed_share),
+            "trained": "routers",
+            "steps": sizes.router_steps,
+            "learning_rate": sizes.router_learning_rate,
+            "kept_rows": [partition.PUBLIC_EXPERT, *without],
+            "validation": {
+                "text": texts / router_sources.PROXIES,
+                "every_steps": max(1, sizes.router_steps // 8),
+                "max_bytes": self._held_bytes,
+            },
+        }
+        return world.run(("common.tune", "release+rt", config))
 
     @cached_property
     def _proxies(self) -> dict[str, list[Document]]:
@@ -172,21 +178,30 @@ class Study:
         return min(_HELD_BYTES, self.world.sizes.evaluated_bytes)
 
     @cached_property
-    def _router_texts(self) -> tuple[Path, Path]:
-        """Public text and proxies to train rows on. Validation text of the proxies is what is held out of both, as much
-        of each owner's as of public text. Where nobody has proxies, it is public text alone."""
-        world, unseen = self.world, self.world.corpora() / UNSEEN
+    def _router_texts(self) -> Path:
+        """What `router_texts` makes of proxies and public text: what rows are trained on, and tried on while they are.
+
+        Only where anybody has proxies.
+        """
+        unseen = self.world.corpora() / UNSEEN
         chosen = {owner: [d.digest for d in found] for owner, found in self._proxies.items() if found}
-        if not chosen:
-            return unseen, unseen
-        folder = world.place("router-texts", [chosen, self._held_bytes])
+        folder = self.world.place("router-texts", [chosen, self._held_bytes, router_sources.MIXED])
         router_texts.run(RouterTexts(pool=unseen, chosen=chosen, held_bytes=self._held_bytes, output=folder))
-        return folder / router_texts.PUBLIC, folder / router_texts.PROXIES
+        return folder
+
+    @property
+    def _held_text(self) -> Path:
+        """Whose validation split the whole of a release is tried on: public text alone where nobody has proxies."""
+        return (
+            self._router_texts / router_sources.PROXIES
+            if any(self._proxies.values())
+            else self.world.corpora() / UNSEEN
+        )
 
     def calibrated(self, experts: Sequence[Path]) -> Path:
         """The release with one shift and one scale for all rows, the best on the text held out of proxies."""
         world, release = self.world, self.world.release(experts)
-        _, chosen = self._router_texts
+        chosen = self._held_text
         inputs = [release.name, chosen.parent.name, self._held_bytes]
         if (kept := world.place("calibrated", inputs)).exists():
             return kept

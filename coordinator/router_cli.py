@@ -32,7 +32,10 @@ def train_routers_command(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-2,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 16,
     sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
-    public_share: Annotated[float, typer.Option(help="Share of public text in every batch.")] = 0.5,
+    mixed_share: Annotated[
+        float, typer.Option(help="Share of documents made of paragraphs of chosen and public ones.")
+    ] = 0.7,
+    public_share: Annotated[float, typer.Option(help="Share of public text in what is left.")] = 0.5,
     max_documents: Annotated[int | None, typer.Option(help="Of each owner, the likeliest; all by default.")] = None,
     every_steps: Annotated[int, typer.Option(help="How often rows are tried on held-out public text.")] = 20,
     patience: Annotated[int, typer.Option(help="Training ends after so many tries that were no better.")] = 5,
@@ -54,8 +57,9 @@ def train_routers_command(
     command goes on.
     """
     fields = {"steps": steps, "learning_rate": lr, "batch_size": batch_size, "sequence_length": sequence_length,
-              "public_share": public_share, "max_documents": max_documents, "every_steps": every_steps,
-              "patience": patience, "seed": seed, "threads": threads, "device": device}  # fmt: skip
+              "mixed_share": mixed_share, "public_share": public_share, "max_documents": max_documents,
+              "every_steps": every_steps, "patience": patience, "seed": seed, "threads": threads,
+              "device": device}  # fmt: skip
     try:
         settings = RouterSettings.model_validate(fields)
     except ValidationError as error:

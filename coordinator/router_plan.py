@@ -38,7 +38,9 @@ class RouterSettings(Settings):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     sequence_length: Annotated[int, Field(ge=2)] = 256
     public_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of the sequences; the others are of documents that owners chose."""
+    """Of the sequences that are whole documents; the others of these are of documents that owners chose."""
+    mixed_share: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    """Of all sequences: documents made of paragraphs of chosen and public ones, where there are any."""
     max_documents: Annotated[int, Field(ge=1)] | None = None
     """Of each owner, the likeliest ones; all by default."""
     every_steps: Annotated[int, Field(ge=1)] = 20

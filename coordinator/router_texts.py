@@ -2,7 +2,9 @@
 
 Documents that owners chose are looked up in the campaign's pool by digest; what is not there is dropped. One in four of
 each owner's is held out, beside public validation text, for telling which rows are best (arXiv 2507.07024, section
-3.3.3, trains on the union of what owners chose and public text). All of it is public text.
+3.3.3, trains on the union of what owners chose and public text). Paragraphs of both are also put together to documents
+that change their subject on the way (`common.mixed`): from whole documents alone, rows do not learn to follow that. All
+of it is public text.
 """
 
 import json
@@ -18,12 +20,13 @@ from common import data, job
 from common.data import Corpus, Document
 from common.errors import NotFoundError
 from common.files import taking_turns
+from common.mixed import mixed_rounds
+from coordinator.router_sources import MIXED, PROXIES, PUBLIC
 
 RECORD_NAME: Final = "texts.json"
-PROXIES: Final = "proxies"
-PUBLIC: Final = "public"
 _HELD_OUT: Final = 4
 """One in so many of an owner's documents."""
+_MIXED_ROUNDS: Final = 8
 
 
 class RouterTexts(BaseModel, frozen=True, extra="forbid"):
@@ -68,18 +71,26 @@ def _write(config: RouterTexts) -> None:
         )
     partial = config.output.with_name(f"{config.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    held = [documents[_HELD_OUT - 1 :: _HELD_OUT] for documents in used.values()]
-    apart = {document.digest for documents in held for document in documents}
-    proxies = {d.digest: d for documents in used.values() for d in documents if d.digest not in apart}
-    validation = tuple(_held([list(public.validation), *filter(None, held)], config.held_bytes))
+    held = {owner: documents[_HELD_OUT - 1 :: _HELD_OUT] for owner, documents in used.items()}
+    apart = {document.digest for documents in held.values() for document in documents}
+    taught = {owner: [d for d in documents if d.digest not in apart] for owner, documents in used.items()}
+    left = [document for document in public.train if document.digest not in apart]
+    mixed, mixed_held = (
+        mixed_rounds({**owners, "": documents}, rounds=_MIXED_ROUNDS, seed=0)
+        for owners, documents in ((taught, left), (held, public.validation))
+    )
+    groups = [list(public.validation), *filter(None, held.values()), *filter(None, [mixed_held])]
+    validation = tuple(_held(groups, config.held_bytes))
+    proxies = {d.digest: d for documents in taught.values() for d in documents}
     _keep(partial / PROXIES, Corpus(tuple(proxies.values()), validation, public.test[:1]))
-    left = tuple(document for document in public.train if document.digest not in apart)
-    _keep(partial / PUBLIC, Corpus(left, public.validation, public.test))
+    _keep(partial / PUBLIC, Corpus(tuple(left), public.validation, public.test))
+    if mixed:
+        _keep(partial / MIXED, Corpus(tuple(mixed), validation, public.test[:1]))
     counts = {
         owner: {"documents": len(used[owner]), "missing": len(ids) - len(found[owner])}
         for owner, ids in config.chosen.items()
     }
-    (partial / RECORD_NAME).write_text(json.dumps({"task": "texts", "owners": counts}))
+    (partial / RECORD_NAME).write_text(json.dumps({"task": "texts", "owners": counts, MIXED: len(mixed)}))
     partial.rename(config.output)
 
 

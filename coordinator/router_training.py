@@ -24,6 +24,7 @@ from coordinator.home import Coordinator
 from coordinator.releases import Evaluate, PublishedRelease
 from coordinator.router_plan import RouterPlan
 from coordinator.router_release import find_trained, publish_trained, training_of
+from coordinator.router_sources import sources
 
 _RECORD: Final = "training.json"
 _ROOM_BYTES: Final = 100
@@ -157,10 +158,7 @@ def _train(
         "output": output,
         "trained": "routers",
         "kept_rows": kept,
-        "sources": {
-            "proxies": {"text": texts / "proxies", "share": 1 - settings.public_share},
-            "public": {"text": texts / "public", "share": settings.public_share},
-        },
+        "sources": sources(texts, public_share=settings.public_share, mixed_share=settings.mixed_share),
         "validation": {
             "text": texts / "proxies",
             "every_steps": settings.every_steps,

@@ -6,7 +6,7 @@ import pytest
 
 from common.data import document
 from common.errors import MalformedError
-from common.mixed import mixed_documents
+from common.mixed import mixed_documents, mixed_rounds
 
 DOMAINS = {
     name: [document(f"{name}{i} ".join(["", *[letter * 5] * 400])) for i in range(10)]
@@ -45,3 +45,20 @@ def test_text_that_cannot_be_mixed_is_refused() -> None:
         mixed_documents({"code": DOMAINS["code"], "law": [document("short")]}, total_bytes=10_000, seed=0)
     with pytest.raises(MalformedError, match="ask for fewer bytes"):
         mixed_documents(DOMAINS, total_bytes=10_000_000, seed=0)
+
+
+def test_rounds_put_all_text_together_in_other_ways_until_one_domain_has_none_left() -> None:
+    two, again = (mixed_rounds(DOMAINS, rounds=2, seed=0) for _ in range(2))
+    assert two == again
+    one = mixed_rounds(DOMAINS, rounds=1, seed=0)
+    assert two[: len(one)] == one
+    assert not {d.text for d in one} & {d.text for d in two[len(one) :]}
+    smallest = min(sum(len(d.text) for d in documents) for documents in DOMAINS.values())
+    assert sum(len(d.text) for d in one) > smallest
+
+
+def test_domains_that_are_too_short_are_left_out_of_rounds() -> None:
+    mixed = mixed_rounds({**DOMAINS, "short": [document("short")]}, rounds=1, seed=0)
+    assert mixed == mixed_rounds(DOMAINS, rounds=1, seed=0)
+    assert mixed_rounds({"code": DOMAINS["code"], "short": [document("short")]}, rounds=3, seed=0) == []
+    assert mixed_rounds({}, rounds=1, seed=0) == []
