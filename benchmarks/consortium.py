@@ -85,6 +85,7 @@ class Sizes:
     """How many of its steps, the last ones, read sequences of `context`, where the others are shorter."""
     patchwork_share: float = 0.0
     """Of the public documents, so many are pretrained on cut up and mixed."""
+    rope_theta: float = 10_000.0
     context_length: int | None = None
     """Of the windows that everything is measured in, and of the sequences that the public model reads last, where that
     is longer than what is trained on otherwise."""
@@ -208,10 +209,15 @@ class Consortium:
             "learning_rate": sizes.pretrain_learning_rate,
             "final_learning_rate_share": 0.05,
             "router_sequences": sizes.router_sequences,
-            **({"patchwork_share": sizes.patchwork_share} if sizes.patchwork_share else {}),
+            **self._unlike_default("patchwork_share", "rope_theta"),
             **self._short_first(),
         }
         return self.run(("coordinator.pretrain", "base", config))
+
+    def _unlike_default(self, *names: str) -> dict[str, object]:
+        """Those of the sizes that are not the default: what a stage was made with before they were there stays its."""
+        given = {name: getattr(self.sizes, name) for name in names}
+        return {name: value for name, value in given.items() if value != Sizes.__dataclass_fields__[name].default}
 
     def _short_first(self) -> dict[str, object]:
         sizes = self.sizes
