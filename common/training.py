@@ -101,10 +101,18 @@ def _without_paths(fields: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in nested.items() if not isinstance(value, Path)}
 
 
-def packed(documents: Sequence[Document], tokens: Tokenizer, config: TrainingConfig, *, name: str) -> PackedText:
-    """Documents as the sequences a job trains on; `name` is what errors call them."""
+def packed(
+    documents: Sequence[Document],
+    tokens: Tokenizer,
+    config: TrainingConfig,
+    *,
+    name: str,
+    patchworks: Sequence[Sequence[str]] = (),
+) -> PackedText:
+    """Documents, and patchworks of parts, as the sequences a job trains on; `name` is what errors call them."""
     return PackedText(
         tokens.encode_all([document.text for document in documents]),
+        patchworks=[tokens.encode_all(parts) for parts in patchworks],
         sequence_length=config.sequence_length,
         eos_token_id=tokens.eos_token_id,
         seed=config.seed,

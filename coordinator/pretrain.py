@@ -181,13 +181,12 @@ def _stages(
 
 def _packed(config: PretrainJob, tokens: Tokenizer, documents: Sequence[Document], length: int) -> PackedText:
     cut, whole = data.by_hash("patchwork", documents, config.patchwork_share)
-    return PackedText(
-        tokens.encode_all([document.text for document in whole]),
-        patchworks=[tokens.encode_all(parts) for parts in patchworks(cut, seed=config.seed)],
-        sequence_length=length,
-        eos_token_id=tokens.eos_token_id,
-        seed=config.seed,
+    return training.packed(
+        whole,
+        tokens,
+        config.model_copy(update={"sequence_length": length}),
         name=str(config.public),
+        patchworks=patchworks(cut, seed=config.seed),
     )
 
 

@@ -1,4 +1,4 @@
-"""Patchworks: nothing of a text is lost, subjects take turns, and topics follow them."""
+"""Patchworks: nothing of a text is lost, and subjects take turns."""
 
 from collections import Counter
 from itertools import pairwise
