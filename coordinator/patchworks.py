@@ -17,7 +17,7 @@ from common.data import Document
 _DOCUMENTS: Final = (2, 3)
 """How many documents a patchwork is made of."""
 
-_PART_CHARACTERS: Final = (100, 2000)
+_PART_CHARACTERS: Final = (100, 800)
 """Parts have a length drawn from here, short ones as often as ones twice as long."""
 
 _BREAK: Final = "\n\n"

@@ -99,7 +99,7 @@ def test_a_model_that_read_patchworks_sees_a_change_of_subject(tmp_path: Path) -
         1 - _explained(folder, tmp_path / f"base {share}", 1.0, cut=True, patchwork_share=share, sequence_length=128)
         for share in (0.0, 1.0)
     ]
-    assert left[1] < 0.7 * left[0]
+    assert left[1] < 0.8 * left[0]
 
 
 def _explained(folder: Path, output: Path, weight: float, *, cut: bool = False, **changes: object) -> float:
