@@ -1,6 +1,6 @@
 """What a release is compared with: soups, BTX, mixtures that had all data, and ensembles, in one consortium."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.consortium import PUBLIC, UNSEEN, Consortium, Job, Row, expert_steps_in_full_steps
 from common import data
-from common.ensemble import document_losses, mixture_bits_per_byte, weigh
-from common.evaluate import prepare
+from common.ensemble import Nats, document_losses, losses_so_far, mixture_bits_per_byte, mixture_by_token, weigh
+from common.evaluate import Domain, prepare
 from common.model import hf
 from common.text_classifier import TextClassifier
 from common.tokenizer import Tokenizer
@@ -23,6 +23,23 @@ _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 _TUNED_BYTES: Final = 20_000
 """Of each owner's validation text, at most, an ensemble's temperature is chosen on."""
+
+
+Mix = Callable[[Domain, Sequence[Nats], float, int], float]
+"""Bits per byte of a domain from models' losses of its tokens, a temperature and how many models at most weigh."""
+
+
+def _whole(domain: Domain, nats: Sequence[Nats], temperature: float, top_k: int) -> float:
+    weights = weigh(document_losses(domain, nats), temperature=temperature, top_k=top_k)
+    return mixture_bits_per_byte(domain, nats, weights)
+
+
+def _so_far(domain: Domain, nats: Sequence[Nats], temperature: float, top_k: int) -> float:
+    weights = weigh(losses_so_far(domain, nats), temperature=temperature, top_k=top_k)
+    return mixture_by_token(domain, nats, weights)
+
+
+_BTM: Final[Mapping[str, Mix]] = {"BTM": _whole, "BTM so far": _so_far}
 
 
 @dataclass
@@ -68,30 +85,29 @@ class Baselines:
         rate = world.sizes.dense_learning_rate
         return world.tune_job(f"unrestricted-{times}x", kept, sources, learning_rate=rate, steps=steps)
 
-    def ensemble(self, models: Sequence[Path]) -> tuple[Row, Row]:
-        """Rows of BTM over `models`, and of one model a document chosen by a classifier of domains."""
-        world, top_k = self.world, self.world.sizes.top_k
-        temperature = self._temperature(models, top_k=top_k)
-        best, chosen = Row(), Row()
-        for name in self.world.measured_on:
+    def ensembles(self, models: Sequence[Path]) -> dict[str, Row]:
+        """Rows of BTM over `models`, weighed by whole documents or by what was read of them so far, and of one model a
+        document chosen by a classifier of domains."""
+        world = self.world
+        temperatures = {name: self._temperature(models, mix) for name, mix in _BTM.items()}
+        rows: dict[str, Row] = {name: {} for name in (*_BTM, "classifier")}
+        for name in world.measured_on:
             domain = world.domain(name)
             nats = [world.nats(path, domain) for path in models]
-            weights = weigh(document_losses(domain, nats), temperature=temperature, top_k=top_k)
-            best[name] = mixture_bits_per_byte(domain, nats, weights)
-            chosen[name] = mixture_bits_per_byte(domain, nats, self._classified(name, len(models)))
-        return best, chosen
+            for kind, mix in _BTM.items():
+                rows[kind][name] = mix(domain, nats, temperatures[kind], world.sizes.top_k)
+            rows["classifier"][name] = mixture_bits_per_byte(domain, nats, self._classified(name, len(models)))
+        return rows
 
-    def _temperature(self, models: Sequence[Path], *, top_k: int) -> float:
+    def _temperature(self, models: Sequence[Path], mix: Mix) -> float:
         """The temperature that is best on the owners' validation text."""
         totals = dict.fromkeys(_TEMPERATURES, 0.0)
         for owner in self.world.owners:
             documents = data.sample(self.world.documents(owner, split="validation"), _TUNED_BYTES)
             domain = prepare(documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.context)
             nats = [self.world.nats(path, domain) for path in models]
-            losses = document_losses(domain, nats)
             for temperature in totals:
-                weights = weigh(losses, temperature=temperature, top_k=top_k)
-                totals[temperature] += mixture_bits_per_byte(domain, nats, weights)
+                totals[temperature] += mix(domain, nats, temperature, self.world.sizes.top_k)
         return min(totals, key=totals.__getitem__)
 
     def _classified(self, name: str, num_models: int) -> NDArray[np.float64]:

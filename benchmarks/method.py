@@ -104,10 +104,12 @@ class Study:
             self.add(name, path)
         for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
             names = " ".join(path.name for path in models)
-            rows = world.remembered(f"ensembles {names}", lambda models=models: self.baselines.ensemble(models))
-            self.table |= dict(zip((f"BTM, {kind}", f"classifier, {kind}"), rows, strict=True))
-            # Which models weigh something is known once all have read the text; a classifier knows before.
-            self.cost[f"BTM, {kind}"], self.cost[f"classifier, {kind}"] = world.cost(models), world.cost(models[1:2])
+            rows = world.remembered(f"all ensembles {names}", lambda models=models: self.baselines.ensembles(models))
+            for system, row in rows.items():
+                name = f"{system}, {kind}"
+                # Which models weigh something is known once all have read the text; a classifier knows before.
+                alone = system == "classifier"
+                self.table[name], self.cost[name] = row, world.cost(models[1:2] if alone else models)
         self.say("BTX")
         self.add("BTX", world.run(self.baselines.btx_job(dense)))
 

@@ -2,7 +2,9 @@
 
 Branch-train-merge (arXiv 2208.03306; baseline of arXiv 2507.07024, section A.1): the probability of a token is the mean
 of the models' probabilities, weighted by softmax(-loss / temperature) of the document, over the `top_k` best models.
-Routing by document is the case of one model, chosen by a classifier instead.
+The loss of the whole document knows the very text that is to be predicted; that of what was read so far does not, as in
+the first paper, and as it is when a model writes. Routing by document is the case of one model, chosen by a classifier
+instead.
 
 Shapes: M models, W rows of windows, T sequence_length, F documents, N scored tokens.
 """
@@ -27,8 +29,28 @@ def document_losses(domain: Domain, nats_MWT: Sequence[Nats]) -> NDArray[np.floa
     return np.stack(sums) / np.maximum(counts_F, 1)
 
 
+def losses_so_far(domain: Domain, nats_MWT: Sequence[Nats]) -> NDArray[np.float64]:
+    """Mean loss of each model on what a document has before each scored token, in nats a token: [M, N].
+
+    It is 0 at a document's first token.
+    """
+    documents_N, scored_WT = _documents(domain)
+    # A document's windows are numbered in the order of its text, and each lies in one row.
+    order_N = np.lexsort((domain.windows.document_ids_WT[scored_WT], documents_N))
+    nats_MN = np.stack([nats[scored_WT] for nats in nats_MWT])[:, order_N]
+    counts_F = np.bincount(documents_N, minlength=domain.num_documents)
+    first_N = np.repeat(counts_F.cumsum() - counts_F, counts_F)
+    before_MN = nats_MN.cumsum(axis=1) - nats_MN
+    means_MN = (before_MN - before_MN[:, first_N]) / np.maximum(np.arange(len(order_N)) - first_N, 1)
+    losses_MN: NDArray[np.float64] = np.empty_like(means_MN)
+    losses_MN[:, order_N] = means_MN
+    return losses_MN
+
+
 def weigh(losses_MF: NDArray[np.float64], *, temperature: float, top_k: int) -> NDArray[np.float64]:
     """Weights [M, F] of the models for each document: softmax(-loss / temperature) over its `top_k` best; others 0.
+
+    Likewise [M, N] for each token.
 
     Raises:
         ValueError: `top_k` is not between 1 and M, or `temperature` is not above 0.
@@ -43,9 +65,15 @@ def weigh(losses_MF: NDArray[np.float64], *, temperature: float, top_k: int) -> 
 
 def mixture_bits_per_byte(domain: Domain, nats_MWT: Sequence[Nats], weights_MF: NDArray[np.float64]) -> float:
     """Bits per byte of the mixture of the models' probabilities with each document's weights."""
-    documents_N, scored_WT = _documents(domain)
+    documents_N, _ = _documents(domain)
+    return mixture_by_token(domain, nats_MWT, weights_MF[:, documents_N])
+
+
+def mixture_by_token(domain: Domain, nats_MWT: Sequence[Nats], weights_MN: NDArray[np.float64]) -> float:
+    """The same with each scored token's weights."""
+    scored_WT = domain.windows.scored_WT
     with np.errstate(divide="ignore"):
-        logs_MN = np.log(weights_MF[:, documents_N]) - np.stack([nats[scored_WT] for nats in nats_MWT])
+        logs_MN = np.log(weights_MN) - np.stack([nats[scored_WT] for nats in nats_MWT])
     return float(-np.logaddexp.reduce(logs_MN, axis=0).sum() / math.log(2) / domain.num_bytes)
 
 

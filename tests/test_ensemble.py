@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from common.ensemble import document_losses, mixture_bits_per_byte, weigh
+from common.ensemble import document_losses, losses_so_far, mixture_bits_per_byte, mixture_by_token, weigh
 from common.evaluate import Domain, pack, score, token_nats
 from common.model.config import ModelConfig
 from common.model.transformer import CausalLM
@@ -39,6 +39,33 @@ def test_document_losses_gather_the_windows_of_each_document() -> None:
         alone = Domain(pack([tokens], sequence_length=4, eos_token_id=0), num_documents=1, num_bytes=1)
         expected = token_nats(model, alone, batch_size=4).sum() / len(tokens)
         assert losses_MF[0, index] == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_so_far_are_of_the_text_before_each_token_through_all_windows_of_its_document() -> None:
+    domain = _domain()
+    nats = [token_nats(_model(seed), domain, batch_size=4) for seed in (0, 1)]
+    losses_MN = losses_so_far(domain, nats)
+    windows, read = domain.windows, dict[int, list[tuple[int, int, float, float]]]()
+    for place, loss in zip(np.argwhere(windows.scored_WT), losses_MN[1], strict=True):
+        window = int(windows.document_ids_WT[tuple(place)])
+        found = read.setdefault(int(windows.document_of_window[window]), [])
+        found.append((window, int(place[1]), float(nats[1][tuple(place)]), float(loss)))
+    assert sorted(map(len, read.values())) == [3, 6, 10]
+    for tokens in read.values():
+        tokens.sort()
+        for count, (_, _, _, loss) in enumerate(tokens):
+            before = [each for _, _, each, _ in tokens[:count]]
+            assert loss == pytest.approx(sum(before) / max(1, count))
+
+
+def test_a_token_may_have_weights_of_its_own() -> None:
+    domain = _domain()
+    nats = [token_nats(_model(seed), domain, batch_size=4) for seed in (0, 1)]
+    first_N = np.arange(domain.windows.num_tokens) % 2 == 0
+    mixed = mixture_by_token(domain, nats, np.stack([first_N, ~first_N]).astype(float))
+    losses_MN = np.stack([each[domain.windows.scored_WT] for each in nats])
+    expected = np.where(first_N, *losses_MN).sum() / math.log(2) / domain.num_bytes
+    assert mixed == pytest.approx(expected)
 
 
 def test_weights_are_a_softmax_over_the_best() -> None:
