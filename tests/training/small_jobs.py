@@ -19,11 +19,11 @@ class StartJob(Protocol):
     def __call__(self, module: str, config: dict[str, object]) -> "subprocess.Popen[str]": ...
 
 
-def write_text(folder: Path, kind: str, *, num_documents: int = 60, seed: int = 0) -> Path:
+def write_text(folder: Path, kind: str, *, num_documents: int = 60, num_words: int = 60, seed: int = 0) -> Path:
     """A corpus of sentences made of the words of one kind."""
     random, words = Random(f"{kind} {seed}"), WORDS[kind].split()
     folder.mkdir(parents=True, exist_ok=True)
-    texts = (" ".join(random.choice(words) for _ in range(60)) + f" {i}." for i in range(num_documents))
+    texts = (" ".join(random.choice(words) for _ in range(num_words)) + f" {i}." for i in range(num_documents))
     write_documents(folder / "train.jsonl", [document(text) for text in texts])
     return folder
 

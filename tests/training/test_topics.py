@@ -93,13 +93,13 @@ def test_topics_make_the_kind_of_text_readable_where_routers_look(tmp_path: Path
 def test_a_model_that_read_patchworks_sees_a_change_of_subject(tmp_path: Path) -> None:
     folder = tmp_path / "public"
     for kind in ("public", "own"):
-        write_text(folder / "train" / kind, kind, num_documents=60)
-        write_text(folder / "test" / kind, kind, num_documents=30, seed=1)
+        write_text(folder / "train" / kind, kind, num_documents=30, num_words=240)
+        write_text(folder / "test" / kind, kind, num_documents=15, num_words=240, seed=1)
     left = [
         1 - _explained(folder, tmp_path / f"base {share}", 1.0, cut=True, patchwork_share=share, sequence_length=128)
         for share in (0.0, 1.0)
     ]
-    assert left[1] < 0.8 * left[0]
+    assert left[1] < 0.7 * left[0]
 
 
 def _explained(folder: Path, output: Path, weight: float, *, cut: bool = False, **changes: object) -> float:
