@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import VerificationError
-from common.files import sync_directory
+from common.files import sync
 from common.part_state import PartState, read_state
 from common.resumable_sha256 import ResumableSha256
 from common.trust.manifest import FileEntry
@@ -34,7 +34,7 @@ class PartFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._descriptor, committed)
         self._state = PartState(state_path(path), anew=committed == 0)
-        sync_directory(path.parent)
+        sync(path.parent)
         self.position, self.committed = committed, committed
         self._commit_bytes = commit_bytes(entry.size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")

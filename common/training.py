@@ -1,4 +1,4 @@
-"""What pretraining and expert training share: the schedule, the step loop, exact resumption, the job's frame.
+"""What pretraining and expert training share: the schedule, the step loop, exact resumption.
 
 AdamW with a cosine schedule and clipped gradients (arXiv 2507.07024, section 3.3.1). A run killed at any moment and
 started again ends with the same bits: a checkpoint holds all that a step reads (parameters, optimizer state, place in
@@ -9,7 +9,6 @@ JSON; nothing is pickled.
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, Self, TypeVar
+from typing import Final, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -25,10 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common import job
 from common.data import Document
 from common.errors import ConflictError, JobFailedError, MalformedError
-from common.files import taking_turns
+from common.files import sync
 from common.job import StoppedError, StopSignal
 from common.loss import LossFunction, TensorBatch
 from common.model.transformer import ModelOutput
@@ -36,7 +34,6 @@ from common.packing import Batch, MixtureState, PackedText
 from common.tokenizer import Tokenizer
 
 BETAS: Final = (0.9, 0.95)
-RESULT_FILE: Final = "training.json"
 
 _TENSORS_FILE = "tensors.safetensors"
 _STATE_FILE = "state.json"
@@ -148,9 +145,6 @@ def learning_rate_share(
         return final_share * (1 - (step - steps) / anneal_steps)
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-# ---- The run ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,9 +309,9 @@ class Trainer:
         }
         (partial / _STATE_FILE).write_text(json.dumps(state))
         for file in partial.iterdir():
-            _flush(file)
+            sync(file)
         partial.rename(target)
-        _flush(folder)
+        sync(folder)
         for old in _checkpoints(folder)[:-1]:
             shutil.rmtree(old)
 
@@ -386,103 +380,3 @@ def _mean(values: list[float]) -> float:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _flush(path: Path) -> None:
-    """Make sure that what a rename will vouch for is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# ---- The job's frame -------------------------------------------------------------------------------------------------
-
-Config = TypeVar("Config", bound=TrainingConfig)
-
-
-def run_job(
-    arguments: list[str], config_class: type[Config], train: Callable[[Config, StopSignal], dict[str, object]]
-) -> int:
-    """Run a training as a process (`common.job.run`): one at a time for an output, stopped by SIGTERM between steps."""
-
-    def work(config: Config) -> dict[str, object]:
-        job.use_cpu(threads=config.threads)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        # One that lost its parent ends at its next report; until then the next one waits.
-        with taking_turns(config.output.with_name(config.output.name + ".lock")):
-            return train(config, StopSignal().listen())
-
-    return job.run(arguments, config_class, work)
-
-
-def reporter(task: Literal["pretrain", "train", "tune"]) -> Callable[[Progress], None]:
-    """What prints progress events of a task."""
-
-    def report(progress: Progress) -> None:
-        job.emit(
-            "progress",
-            {
-                "task": task,
-                "step": progress.step,
-                "steps": progress.steps,
-                "loss": round(progress.loss, 4),
-                "tokens_per_s": round(progress.tokens_per_s),
-                "seconds_left": round(progress.seconds_left, 1),
-            },
-        )
-
-    return report
-
-
-def finished(config: TrainingConfig, fingerprint: str) -> dict[str, object] | None:
-    """What an earlier run of the same job recorded in a complete output; None when there is no output yet.
-
-    Raises:
-        ConflictError: something else is there.
-    """
-    output = config.output
-    if not output.exists():
-        return None
-    try:
-        record: dict[str, object] = json.loads((output / RESULT_FILE).read_text())
-        if record["fingerprint"] == fingerprint:
-            shutil.rmtree(config.checkpoint_folder, ignore_errors=True)  # in case a crash left it
-            return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ConflictError(f"{output} is there already and is not this job's; choose another output or remove it")
-
-
-def unseen_share(base: Path) -> float:
-    """Share of the public documents that the model in `base` was not trained on; 0 where its record says none."""
-    path = base / RESULT_FILE
-    if not path.exists():
-        return 0.0
-    try:
-        share = float(json.loads(path.read_text()).get("config", {}).get("unseen_share", 0.0))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise MalformedError(f"{path}: cannot be read ({error}); is this a public model's directory?") from error
-    if not 0 <= share < 1:
-        raise MalformedError(f"{path}: an unseen share of {share} is none")
-    return share
-
-
-def write_record(directory: Path, record: Mapping[str, object]) -> None:
-    """Write `training.json`: the resolved configuration and what came of it."""
-    (directory / RESULT_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-
-
-def publish(output: Path, write: Callable[[Path], None], *, checkpoint: Path) -> None:
-    """Let `write` fill a folder beside `output` and rename it into place; then the checkpoints may go."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    write(partial)
-    for file in partial.iterdir():
-        _flush(file)
-    partial.rename(output)
-    _flush(output.parent)
-    shutil.rmtree(checkpoint, ignore_errors=True)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common import data, training
+from common import data, training, training_job
 from common.errors import MalformedError
 from common.evaluate import Domain, prepare, score
 from common.files import write_atomic
@@ -92,7 +92,7 @@ class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
 
 def main(arguments: list[str]) -> int:
     """Run the job; returns the exit status."""
-    return training.run_job(arguments, TuneJob, run)
+    return training_job.run(arguments, TuneJob, run)
 
 
 def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
@@ -107,7 +107,7 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
     documents = {name: data.read_split(source.text, "train") for name, source in config.sources.items()}
     digests = {f"text {name}": training.digest_texts(d.text for d in texts) for name, texts in documents.items()}
     fingerprint = training.fingerprint(config, start=training.digest_tensors(model.state_dict()), **digests)
-    if (record := training.finished(config, fingerprint)) is not None:
+    if (record := training_job.finished(config, fingerprint)) is not None:
         return record
     tokens = Tokenizer.load(config.start)
     texts = [
@@ -123,12 +123,12 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
         fingerprint=fingerprint,
         after_step=best.after_step,
         is_enough=best.is_enough,
-        report=training.reporter("tune"),
+        report=training_job.reporter("tune"),
         stop=stop,
     )
     result = trainer.train(partial(_batches, texts, [source.share for source in config.sources.values()], config))
     record = {"fingerprint": fingerprint, **best.restore(), **asdict(result), "config": config.model_dump(mode="json")}
-    training.publish(config.output, partial(_write, model, tokens, record), checkpoint=config.checkpoint_folder)
+    training_job.publish(config.output, partial(_write, model, tokens, record), checkpoint=config.checkpoint_folder)
     return record
 
 
@@ -209,7 +209,7 @@ def _batches(
 def _write(model: CausalLM, tokens: Tokenizer, record: dict[str, object], directory: Path) -> None:
     tokens.save(directory)
     hf.save(model.to(DTYPES[model.config.dtype]), directory)
-    training.write_record(directory, record)
+    training_job.write_record(directory, record)
 
 
 if __name__ == "__main__":

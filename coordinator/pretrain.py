@@ -20,7 +20,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from common import data, tokenizer, training
+from common import data, tokenizer, training, training_job
 from common.data import Document, read_split, set_unseen_aside
 from common.errors import MalformedError
 from common.job import StopSignal
@@ -99,7 +99,7 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
 
 def main(arguments: list[str]) -> int:
     """Run the job; returns the exit status."""
-    return training.run_job(arguments, PretrainJob, run)
+    return training_job.run(arguments, PretrainJob, run)
 
 
 def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
@@ -111,7 +111,7 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         public=training.digest_texts(d.text for d in documents),
         annealing=training.digest_texts(d.text for d in annealing or ()),
     )
-    if (record := training.finished(config, fingerprint)) is not None:
+    if (record := training_job.finished(config, fingerprint)) is not None:
         return record
     tokens = tokenizer.train(documents, vocab_size=config.vocab_size)
     stages = _stages(config, tokens, documents, annealing)
@@ -124,13 +124,13 @@ def run(config: PretrainJob, stop: StopSignal) -> dict[str, object]:
         loss=loss,
         peak_learning_rate=partial(_peak_learning_rate, config=config),
         fingerprint=fingerprint,
-        report=training.reporter("pretrain"),
+        report=training_job.reporter("pretrain"),
         stop=stop,
     )
     result = trainer.train(partial(_batches_of, stages))
     record = {"fingerprint": fingerprint, "public_tokens": text.num_tokens, **asdict(result)}
     record["config"] = config.model_dump(mode="json")
-    training.publish(
+    training_job.publish(
         config.output, partial(_write, model, tokens, text, config, record), checkpoint=config.checkpoint_folder
     )
     return record
@@ -218,7 +218,7 @@ def _write(
     public_router(measure(model, sample, device=config.device)).save(directory)
     tokens.save(directory)
     hf.save(model, directory)
-    training.write_record(directory, record)
+    training_job.write_record(directory, record)
 
 
 def _sizes(config: PretrainJob, tokens: Tokenizer) -> ModelConfig:

@@ -16,7 +16,7 @@ from common.files import (
     copy_durably,
     link_or_copy,
     read_required,
-    sync_directory,
+    sync,
     taking_turns,
     temporary_name,
     write_atomic,
@@ -98,7 +98,7 @@ class Publication:
             return False
         path.chmod(0o644)
         path.replace(target)
-        sync_directory(self._objects)
+        sync(self._objects)
         return True
 
     def take_back(self, entry: FileEntry, *, to: Path) -> None:
@@ -123,7 +123,7 @@ class Publication:
         target = self.object_path(digest_of(data))
         if not target.exists():
             write_atomic(target, data)
-        sync_directory(self._objects)
+        sync(self._objects)
         return manifest
 
     def _link(self, files: Mapping[Path, str]) -> None:
@@ -166,7 +166,7 @@ class Publication:
             link_or_copy(self.find(entry.digest), staging / name)
         link_or_copy(self.find(manifest_digest), staging / MANIFEST_NAME)
         staging.rename(directory)
-        sync_directory(directory.parent)
+        sync(directory.parent)
 
     def hide(self, directory: Path) -> None:
         """Take a shown directory away; the files stay as objects."""
@@ -175,14 +175,14 @@ class Publication:
             if directory.exists():
                 shutil.rmtree(hidden, ignore_errors=True)
                 directory.rename(hidden)  # at once: nobody finds half of it
-                sync_directory(directory.parent)
+                sync(directory.parent)
             shutil.rmtree(hidden, ignore_errors=True)
 
     def remove(self, digests: Iterable[str]) -> None:
         """Remove published files for good, those that are there."""
         for digest in sorted(digests):
             self.object_path(digest).unlink(missing_ok=True)
-        sync_directory(self._objects)
+        sync(self._objects)
 
     def trusted_root(self) -> bytes:
         """The trusted root as published."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import ConflictError, MalformedError
-from common.files import sync_directory, write_secret
+from common.files import sync, write_secret
 from common.trust.note import SigningKey, Verifier
 from common.trust.rules import owner_key_name
 from common.trust.statements import OwnerKeyAdd, OwnerKeyRevoke
@@ -51,7 +51,7 @@ def rotate(member: Membership, *, public_key: str | None, reason: str | None) ->
         chain = member.chain
         if new is not None and member.home.next_signing_key.exists():
             member.home.next_signing_key.replace(member.home.signing_key)
-            sync_directory(member.home.signing_key.parent)
+            sync(member.home.signing_key.parent)
         if new is not None:
             chain = Chain(member.home.statements, party=member.settings.owner, key=new, root=member.root)
         return Rotated(verifier.key_id, _revoke_others(member, chain, verifier.key_id, reason))

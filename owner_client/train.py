@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common import training
+from common import training, training_job
 from common.data import Document, read_corpus, sample, set_unseen_aside
 from common.embedder import Embedder, directory_digest, embedded_difference
 from common.errors import JobFailedError, MalformedError
@@ -112,7 +112,7 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
 
 def main(arguments: list[str]) -> int:
     """Run the job; returns the exit status."""
-    return training.run_job(arguments, ExpertJob, run)
+    return training_job.run(arguments, ExpertJob, run)
 
 
 def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
@@ -127,7 +127,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
     public_model = hf.load(config.base, device=config.device, dtype=torch.float32)
     base_digest = training.digest_tensors(public_model.state_dict())
     fingerprint = _fingerprint(config, base_digest, documents, held_out)
-    if (record := training.finished(config, fingerprint)) is not None:
+    if (record := training_job.finished(config, fingerprint)) is not None:
         return record
     tokens = Tokenizer.load(config.base)
     own, public = (
@@ -145,7 +145,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         fingerprint=fingerprint,
         peak_learning_rate=partial(_peak_learning_rate, config=config),
         after_step=partial(_clamp_biases, trained),
-        report=training.reporter("train"),
+        report=training_job.reporter("train"),
         stop=stop,
     )
     result = trainer.train(partial(_batches, own, public, config))
@@ -165,7 +165,7 @@ def run(config: ExpertJob, stop: StopSignal) -> dict[str, object]:
         **asdict(result),
         "config": config.model_dump(mode="json"),
     }
-    training.publish(config.output, partial(_write, model, record), checkpoint=config.checkpoint_folder)
+    training_job.publish(config.output, partial(_write, model, record), checkpoint=config.checkpoint_folder)
     return record
 
 
@@ -193,7 +193,7 @@ def _public_documents(config: ExpertJob, documents: Sequence[Document]) -> Seque
     Raises:
         MalformedError: none is left.
     """
-    share = training.unseen_share(config.base) if config.unseen_share is None else config.unseen_share
+    share = training_job.unseen_share(config.base) if config.unseen_share is None else config.unseen_share
     if share == 0:
         return documents
     unseen, _ = set_unseen_aside(documents, share=share)
@@ -327,7 +327,7 @@ def _batches(
 
 def _write(model: CausalLM, record: dict[str, object], directory: Path) -> None:
     save_file(expert_tensors(model), directory / EXPERT_FILE, metadata={"format": "pt"})
-    training.write_record(directory, record)
+    training_job.write_record(directory, record)
 
 
 def expert_tensors(model: CausalLM) -> dict[str, Tensor]:

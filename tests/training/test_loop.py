@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_jobs import StartJob, expert_config, pretrain_config
 from torch import Tensor
 
-from common import tokenizer, training
+from common import tokenizer, training, training_job
 from common.data import read_split
 from common.errors import ConflictError, JobFailedError, MalformedError
 from common.job import EXIT_STOPPED, StoppedError, StopSignal
@@ -71,7 +71,7 @@ def _pretrained(config: dict[str, object], patch: pytest.MonkeyPatch, *, stop_af
         stop.requested = progress.step == stop_after - 1
 
     with patch.context() as patched:
-        patched.setattr(training, "reporter", lambda task: report)
+        patched.setattr(training_job, "reporter", lambda task: report)
         with pytest.raises(StoppedError, match=f"after step {stop_after} of 20"):
             pretrain.run(pretrain.PretrainJob.model_validate({**config, "progress_every_s": 0.0}), stop)
     pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
