@@ -24,7 +24,6 @@ _TEMPERATURES: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _TUNED_BYTES: Final = 20_000
 """Of each owner's validation text, at most, an ensemble's temperature is chosen on."""
 
-
 Mix = Callable[[Domain, Sequence[Nats], float, int], float]
 """Bits per byte of a domain from models' losses of its tokens, a temperature and how many models at most weigh."""
 
@@ -89,7 +88,7 @@ class Baselines:
         """Rows of BTM over `models`, weighed by whole documents or by what was read of them so far, and of one model a
         document chosen by a classifier of domains."""
         world = self.world
-        temperatures = {name: self._temperature(models, mix) for name, mix in _BTM.items()}
+        temperatures = self._temperatures(models)
         rows: dict[str, Row] = {name: {} for name in (*_BTM, "classifier")}
         for name in world.measured_on:
             domain = world.domain(name)
@@ -99,16 +98,17 @@ class Baselines:
             rows["classifier"][name] = mixture_bits_per_byte(domain, nats, self._classified(name, len(models)))
         return rows
 
-    def _temperature(self, models: Sequence[Path], mix: Mix) -> float:
-        """The temperature that is best on the owners' validation text."""
-        totals = dict.fromkeys(_TEMPERATURES, 0.0)
+    def _temperatures(self, models: Sequence[Path]) -> dict[str, float]:
+        """Each kind of BTM's temperature that is best on the owners' validation text."""
+        totals = {kind: dict.fromkeys(_TEMPERATURES, 0.0) for kind in _BTM}
         for owner in self.world.owners:
             documents = data.sample(self.world.documents(owner, split="validation"), _TUNED_BYTES)
             domain = prepare(documents, Tokenizer.load(self.world.base()), sequence_length=self.world.sizes.context)
             nats = [self.world.nats(path, domain) for path in models]
-            for temperature in totals:
-                totals[temperature] += mix(domain, nats, temperature, self.world.sizes.top_k)
-        return min(totals, key=totals.__getitem__)
+            for kind, mix in _BTM.items():
+                for temperature in _TEMPERATURES:
+                    totals[kind][temperature] += mix(domain, nats, temperature, self.world.sizes.top_k)
+        return {kind: min(losses, key=losses.__getitem__) for kind, losses in totals.items()}
 
     def _classified(self, name: str, num_models: int) -> NDArray[np.float64]:
         """All weight of each document on the model of the domain that the classifier names."""

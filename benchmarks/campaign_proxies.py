@@ -13,7 +13,6 @@ left each owner meanwhile is its ledger's word.
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -59,8 +58,8 @@ def write_text(source: Path, folder: Path, owners: Sequence[str]) -> dict[str, s
                 domains |= {each.digest: owner for each in shared}
             write_documents(folder / owner / f"{split}.jsonl", documents)
     (folder / PUBLIC).mkdir(parents=True, exist_ok=True)
-    for split, found in public.items():
-        write_documents(folder / PUBLIC / f"{split}.jsonl", _by_digest(found))
+    for name, found in public.items():
+        write_documents(folder / PUBLIC / f"{name}.jsonl", _by_digest(found))
     return domains
 
 
@@ -181,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

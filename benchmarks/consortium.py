@@ -168,7 +168,7 @@ class Consortium:
 
     def _read(self, name: str) -> dict[str, list[data.Document]]:
         corpus, most = data.read_corpus(self.source / name), self.sizes.train_bytes
-        parts = {split: list(corpus.split(split)) for split in data.SPLITS}
+        parts: dict[str, list[data.Document]] = {split: list(corpus.split(split)) for split in data.SPLITS}
         if most is not None:
             parts["train"] = data.sample(parts["train"], most)
         return parts
@@ -231,9 +231,9 @@ class Consortium:
             "long_steps": sizes.long_steps,
         }
 
-    def experts(self, **changes: object) -> list[Path]:
+    def experts(self, *, public: str = UNSEEN, **changes: object) -> list[Path]:
         """Every owner's expert, as `expert_jobs` says."""
-        return self.jobs(self.expert_jobs(**changes))
+        return self.jobs(self.expert_jobs(public=public, **changes))
 
     def expert_jobs(self, *, public: str = UNSEEN, **changes: object) -> list[Job]:
         """What trains every owner's expert, all alike with these options, beside this public text."""

@@ -185,16 +185,13 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="concord-durability-") as name:
         folder = Path(name)
-        result = {
-            "benchmark": "durability",
-            "machine": describe(),
-            "kill": kills(asked.kills, folder),
-            "power": power_cuts(asked.power_cuts, folder, synchronous="FULL"),
-            "control": power_cuts(max(20, asked.power_cuts // 10), folder, synchronous="OFF"),
-        }
-    print(json.dumps(result))
-    fine = not result["kill"]["lost"] and not result["power"]["lost"] and not result["power"]["unreadable_or_forked"]
-    if not fine or not result["control"]["lost"]:
+        kill = kills(asked.kills, folder)
+        power = power_cuts(asked.power_cuts, folder, synchronous="FULL")
+        control = power_cuts(max(20, asked.power_cuts // 10), folder, synchronous="OFF")
+    found = {"kill": kill, "power": power, "control": control}
+    print(json.dumps({"benchmark": "durability", "machine": describe(), **found}))
+    fine = not kill["lost"] and not power["lost"] and not power["unreadable_or_forked"]
+    if not fine or not control["lost"]:
         sys.exit(1)
 
 

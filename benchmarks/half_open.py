@@ -105,7 +105,7 @@ def call(plan: Plan, name: str, seconds: str) -> dict[str, Any]:
     from owner_client.config import OwnerHome
     from owner_client.membership import open_membership
 
-    home, old, new, failed = OwnerHome(plan.owner(name)), [], [], 0
+    home, old, new, failed = OwnerHome(plan.owner(name)), list[float](), list[float](), 0
     end = time.monotonic() + float(seconds)
     with open_membership(home, patience_s=0) as member:
         while time.monotonic() < end:

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,7 +89,7 @@ class Study:
         return dense
 
     def train_others(
-        self, dense: Sequence[Path], all_data: Sequence[int], ablated: Mapping[str, Mapping[str, object]]
+        self, dense: Sequence[Path], all_data: Sequence[int], ablated: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Train what `other_systems`, `all_data` and `ablations` measure in one go, the longest first."""
         self.say("mixtures that had all data, BTX, experts trained otherwise")
@@ -104,7 +104,7 @@ class Study:
             self.add(name, path)
         for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
             names = " ".join(path.name for path in models)
-            rows = world.remembered(f"all ensembles {names}", lambda models=models: self.baselines.ensembles(models))
+            rows = world.remembered(f"all ensembles {names}", partial(self.baselines.ensembles, models))
             for system, row in rows.items():
                 name = f"{system}, {kind}"
                 # Which models weigh something is known once all have read the text; a classifier knows before.
@@ -126,7 +126,7 @@ class Study:
             self.add(name, self.world.release(self.world.experts(**options)))
 
     @property
-    def ablated(self) -> dict[str, Mapping[str, object]]:
+    def ablated(self) -> dict[str, Mapping[str, Any]]:
         """The options of experts that are trained otherwise."""
         return {name: ABLATIONS[name] for name in self.world.sizes.ablations or ABLATIONS}
 
@@ -355,18 +355,22 @@ def main() -> None:
     owners = tuple(arguments.owners or SETS[arguments.sets])
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     if len(owners) >= MANY:
-        sizes = replace(sizes, **PRESETS_OF_MANY[arguments.preset])  # type: ignore[arg-type]
+        sizes = replace(sizes, **PRESETS_OF_MANY[arguments.preset])
     work = arguments.work or Path(".work") / name
     name += "-brief" if arguments.brief else ""
     stopwatch = Stopwatch(work)
     numbers = arguments.seeds or sizes.seeds
+
+    def announce(seed: int, what: str) -> None:
+        print(f"seed {seed}: {what} ({stopwatch.lap():.0f} s)", flush=True)
+
     seeds = {}
     for seed in numbers:
         seeds[str(seed)] = study(
             Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed),
             is_first=seed == numbers[0],
             brief=arguments.brief,
-            say=lambda what, seed=seed: print(f"seed {seed}: {what} ({stopwatch.lap():.0f} s)", flush=True),
+            say=partial(announce, seed),
         )
     result = {
         "benchmark": name,

@@ -1,7 +1,7 @@
 """What `benchmarks.method` is run with: which owners, how large everything is, and what is left out in turn."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.consortium import PUBLIC, Sizes
 
@@ -44,7 +44,7 @@ PRESETS: Final = {
     ),
 }  # fmt: skip
 
-COORDINATED: Final[Mapping[str, object]] = {
+COORDINATED: Final[Mapping[str, Any]] = {
     "coordinated": True,
     "negative_share": 0.125,
     "public_anchor": 2.0,
@@ -56,7 +56,7 @@ seven it saves more (see the results)."""
 MANY: Final = 4
 """From so many owners on, experts are trained to coordinate, and what tells owners apart decides: presets change."""
 
-PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
+PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, Any]]] = {
     "smoke": COORDINATED,
     "cpu": {
         **COORDINATED,
@@ -65,10 +65,10 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, object]]] = {
     "gpu": COORDINATED,
 }  # fmt: skip
 
-LEARNED_ROWS: Final[Mapping[str, object]] = {"router_learning_rate": 1e-3, "router_z_loss": 1e-3, "held_out_bytes": 0}
+LEARNED_ROWS: Final[Mapping[str, Any]] = {"router_learning_rate": 1e-3, "router_z_loss": 1e-3, "held_out_bytes": 0}
 """Rows that are trained, as the paper's: with a loss on the router's logits, and with a bias that is trained alone."""
 
-ABLATIONS: Final[Mapping[str, Mapping[str, object]]] = {
+ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "coordinated": COORDINATED,
     "coordinated, no bias": {**COORDINATED, "bias": False},
     "coordinated, bias as trained": {**COORDINATED, "held_out_bytes": 0},

@@ -6,6 +6,7 @@ python peer_nvflare.py server|client WORK PORT MIB      # the client prints the 
 import json
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
 
@@ -34,7 +35,7 @@ def main(role: str, work: Path, port: int, mib: int) -> None:
     cell = Cell(name, f"grpc://127.0.0.1:{port}", True, credentials(work))
     arrived = Event()
 
-    def got(future, *_, **__):
+    def got(future: Future[object], *_: object, **__: object) -> None:
         future.result()
         (work / f"{role}.got").touch()
         arrived.set()

@@ -143,7 +143,7 @@ class _Vfs(apsw.VFS):
         self.name = f"cut-{id(disk)}"
         super().__init__(self.name, "")
 
-    def xOpen(self, name: Any, flags: Any) -> _OpenFile:
+    def xOpen(self, name: Any, flags: Any) -> _OpenFile:  # type: ignore[override]
         text = name.filename() if isinstance(name, apsw.URIFilename) else name or f"/temporary-{len(self._disk.files)}"
         return _OpenFile(self._disk, text)
 

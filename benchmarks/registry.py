@@ -69,7 +69,8 @@ class Party:
         self.name, self.line = f"owner-{number}", f"line-{number // OWNERS_A_RELEASE}"
         self._root, self._base, self._files = root, base_digest, files
         self._key = SigningKey.generate(owner_key_name(FEDERATION, self.name))
-        self._seq, self._prev, self._grant = 0, None, ""
+        self._prev: str | None = None
+        self._seq, self._grant = 0, ""
 
     def joins(self) -> bytes:
         """Its first statement."""

@@ -175,7 +175,7 @@ def _peer(public: CausalLM, texts: list[PackedText], job: ExpertJob) -> Callable
             loss = _language_loss(output.logits, router_logits, torch.from_numpy(batch.targets_BT), job)
             if is_public_B.any():
                 loss = loss + job.public_anchor * torch.stack(distances).mean()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, job.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -190,7 +190,7 @@ def _freeze(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = ".experts." in name
         if parameter.requires_grad:
-            parameter.register_hook(_only_owned)
+            parameter.register_hook(_only_owned)  # type: ignore[no-untyped-call]
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

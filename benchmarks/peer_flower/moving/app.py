@@ -23,13 +23,13 @@ def train(message: Message, context: Context) -> Message:
     asked = message.content["asked"]
     content = RecordDict({"asked": asked})
     if asked["send"]:
-        content["arrays"] = _array(int(asked["mib"]))
+        content["arrays"] = _array(int(str(asked["mib"])))
     return Message(content, reply_to=message)
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    mib, found = int(context.run_config["mib"]), {}
+    mib, found = int(context.run_config["mib"]), dict[str, float | str]()
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.5)
     for way in ("none", "down", "up"):
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
             content["arrays"] = _array(mib)
         begun = time.perf_counter()
         (sent,) = grid.push_messages([Message(content, dst_node_id=nodes[0], message_type="train")])
-        replies = []
+        replies = list[Message]()
         while not replies:
             replies = list(grid.pull_messages([sent]))
             time.sleep(0.02)
