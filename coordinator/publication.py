@@ -4,7 +4,6 @@
 files are hard links to objects, each with the `manifest.json` that the log names by digest.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -128,8 +127,7 @@ class Publication:
 
     def _link(self, files: Mapping[Path, str]) -> None:
         for path in files:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         for path, digest in files.items():  # all at once: an audit finds few that the log does not name yet
             if not self.object_path(digest).exists():
                 link_or_copy(path, self.object_path(digest))
