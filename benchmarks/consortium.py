@@ -70,6 +70,8 @@ class Sizes:
     seeds: tuple[int, ...]
     router_mixed_share: float = 0.0
     """Of what rows are trained on: paragraphs of proxies and public text in turn."""
+    router_hold_public: float = 0.0
+    """How firmly the routing of whole public documents stays what it is while rows are trained."""
     train_bytes: int | None = None
     """At most so much text of each domain is trained on."""
     public_share: float = 0.1

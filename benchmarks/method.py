@@ -162,6 +162,7 @@ class Study:
             "trained": "routers",
             "steps": sizes.router_steps,
             "learning_rate": sizes.router_learning_rate,
+            "held": router_sources.held(sizes.router_hold_public),
             "kept_rows": [partition.PUBLIC_EXPERT, *without],
             "validation": {
                 "text": texts / router_sources.PROXIES,

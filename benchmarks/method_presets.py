@@ -24,8 +24,9 @@ PRESETS: Final = {
         hidden_size=128, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024,
         sequence_length=1536, batch_size=2, short_sequence_length=192, pretrain_steps=2000, long_steps=450,
         context_length=3072, pretrain_learning_rate=5e-3, expert_steps=300, expert_learning_rate=4e-3,
-        dense_learning_rate=2e-3, tuning_steps=150, router_steps=150, router_learning_rate=1e-3,
-        router_mixed_share=0.7, router_start="logistic", router_sequences=256, patchwork_share=0.6, rope_theta=100.0,
+        dense_learning_rate=2e-3, tuning_steps=150, router_steps=150, router_learning_rate=1e-2,
+        router_mixed_share=0.7, router_hold_public=0.5, router_start="logistic", router_sequences=256,
+        patchwork_share=0.6, rope_theta=100.0,
         evaluated_bytes=380_000, seeds=(0, 1), top_k=3,
         coordinated=False, negative_share=0.0, public_anchor=0.0, router_prior=0.55,
         ablations=(

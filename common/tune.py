@@ -5,7 +5,8 @@ how a consortium trains a release's router rows on public text (arXiv 2507.07024
 combining experts that the release is measured against is made: a dense expert is the public model trained on an owner's
 text, BTX is a mixture of dense experts trained on public text, and the unrestricted mixture is one that saw everything.
 
-With `validation` the result is the state that was best there, whatever came after it.
+With `validation` the result is the state that was best there, whatever came after it. With `held` routers go on routing
+one of the texts as they did (`common.held_routing`).
 
 Shapes: B batch, T sequence.
 """
@@ -27,10 +28,11 @@ from common import data, training, training_job
 from common.errors import MalformedError
 from common.evaluate import Domain, prepare, score
 from common.files import write_atomic
+from common.held_routing import HeldRouting
 from common.job import StopSignal
-from common.loss import language_loss
+from common.loss import Loss, LossFunction, TensorBatch, language_loss
 from common.model import hf, partition
-from common.model.transformer import DTYPES, CausalLM
+from common.model.transformer import DTYPES, CausalLM, ModelOutput
 from common.packing import Batch, MixtureState, PackedText, batches
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
@@ -61,6 +63,15 @@ class Validation(BaseModel, frozen=True, extra="forbid"):
     """After so many tries in a row that were no better, training ends."""
 
 
+class Held(BaseModel, frozen=True, extra="forbid"):
+    """What routers go on routing as they did."""
+
+    source: str
+    """Name of the text among the sources."""
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    """Of a nat of divergence from what the routing was, beside a nat of the cross-entropy."""
+
+
 class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
     """The job's JSON file."""
 
@@ -70,6 +81,7 @@ class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
     trained: Literal["everything", "routers"] = "everything"
     kept_rows: tuple[int, ...] = ()
     """Experts whose router rows stay as they are; of owners without text of their kind among the sources."""
+    held: Held | None = None
     validation: Validation | None = None
 
     @model_validator(mode="before")
@@ -87,6 +99,10 @@ class TuneJob(TrainingConfig, frozen=True, extra="forbid"):
             raise ValueError("the shares of the sources do not sum to 1")
         if self.kept_rows and self.trained != "routers":
             raise ValueError('kept_rows are for training routers; set trained to "routers"')
+        if self.held and self.trained != "routers":
+            raise ValueError('held is for training routers; set trained to "routers"')
+        if self.held and self.held.source not in self.sources:
+            raise ValueError(f"held: no source {self.held.source} among {', '.join(self.sources)}")
         return self
 
 
@@ -119,7 +135,7 @@ def run(config: TuneJob, stop: StopSignal) -> dict[str, object]:
     trainer = Trainer(
         model,
         config=config,
-        loss=partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss),
+        loss=_loss(model, config),
         fingerprint=fingerprint,
         after_step=best.after_step,
         is_enough=best.is_enough,
@@ -143,6 +159,21 @@ def _choose_trained(model: CausalLM, config: TuneJob) -> None:
     for name, parameter in model.named_parameters():
         is_kept = _TRAINED["routers"] in name and partition.owner_of(name) in config.kept_rows
         parameter.requires_grad = _TRAINED[config.trained] in name and not is_kept
+
+
+def _loss(model: CausalLM, config: TuneJob) -> LossFunction:
+    """What is minimised; `model` is as training starts."""
+    of_language = partial(language_loss, z_loss=config.z_loss, router_z_loss=config.router_z_loss)
+    if config.held is None:
+        return of_language
+    name, weight = config.held.source, config.held.weight
+    held = HeldRouting(model, source=list(config.sources).index(name), share=config.sources[name].share)
+
+    def loss(output: ModelOutput, batch: TensorBatch) -> Loss:
+        said = of_language(output, batch)
+        return Loss(said.total + weight * held.divergence(output, batch), said.cross_entropy)
+
+    return loss
 
 
 class _Best:

@@ -1,5 +1,6 @@
 """`concord coordinator train-routers`: router rows trained on what owners chose, as a release of their own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,9 @@ def train_routers_command(
         float, typer.Option(help="Share of documents made of paragraphs of chosen and public ones.")
     ] = 0.7,
     public_share: Annotated[float, typer.Option(help="Share of public text in what is left.")] = 0.5,
+    hold_public: Annotated[
+        float, typer.Option(help="How firmly the routing of whole public documents stays as it is; 0: not at all.")
+    ] = 0.5,
     max_documents: Annotated[int | None, typer.Option(help="Of each owner, the likeliest; all by default.")] = None,
     every_steps: Annotated[int, typer.Option(help="How often rows are tried on held-out public text.")] = 20,
     patience: Annotated[int, typer.Option(help="Training ends after so many tries that were no better.")] = 5,
@@ -57,13 +61,10 @@ def train_routers_command(
     command goes on.
     """
     fields = {"steps": steps, "learning_rate": lr, "batch_size": batch_size, "sequence_length": sequence_length,
-              "mixed_share": mixed_share, "public_share": public_share, "max_documents": max_documents,
-              "every_steps": every_steps, "patience": patience, "seed": seed, "threads": threads,
-              "device": device}  # fmt: skip
-    try:
-        settings = RouterSettings.model_validate(fields)
-    except ValidationError as error:
-        raise MalformedError(describe(error)) from error
+              "mixed_share": mixed_share, "public_share": public_share, "hold_public": hold_public,
+              "max_documents": max_documents, "every_steps": every_steps, "patience": patience, "seed": seed,
+              "threads": threads, "device": device}  # fmt: skip
+    settings = _settings(fields)
     with reporting(as_json) as reporter, open_home(existing(home)) as coordinator:
         job = None
         if evaluate is not None:
@@ -80,6 +81,13 @@ def train_routers_command(
             reporter.warning(f"{owner} named {count} documents that are not in the pool; they were left out")
         reporter.step(_said(made))
         reporter.result(_fields(made))
+
+
+def _settings(fields: Mapping[str, object]) -> RouterSettings:
+    try:
+        return RouterSettings.model_validate(fields)
+    except ValidationError as error:
+        raise MalformedError(describe(error)) from error
 
 
 def _said(made: TrainedRelease) -> str:

@@ -1,4 +1,5 @@
-"""The texts that router rows are trained on: where they are in the folder of `router_texts`, and their shares."""
+"""The texts that router rows are trained on: where they are in the folder of `router_texts`, their shares, and the one
+whose routing stays as it was."""
 
 from pathlib import Path
 from typing import Final
@@ -20,3 +21,8 @@ def sources(folder: Path, *, public_share: float, mixed_share: float) -> dict[st
     mixed = mixed_share if (folder / MIXED).exists() else 0.0
     shares = {PROXIES: (1 - mixed) * (1 - public_share), PUBLIC: (1 - mixed) * public_share, MIXED: mixed}
     return {name: {"text": folder / name, "share": share} for name, share in shares.items() if share}
+
+
+def held(weight: float) -> dict[str, object] | None:
+    """What `common.tune` is to hold routing to: that of whole public documents; nothing with a `weight` of 0."""
+    return {"source": PUBLIC, "weight": weight} if weight else None

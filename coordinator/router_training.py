@@ -24,7 +24,7 @@ from coordinator.home import Coordinator
 from coordinator.releases import Evaluate, PublishedRelease
 from coordinator.router_plan import RouterPlan
 from coordinator.router_release import find_trained, publish_trained, training_of
-from coordinator.router_sources import PROXIES, sources
+from coordinator.router_sources import PROXIES, held, sources
 
 _RECORD: Final = "training.json"
 _ROOM_BYTES: Final = 100
@@ -159,6 +159,7 @@ def _train(
         "trained": "routers",
         "kept_rows": kept,
         "sources": sources(texts, public_share=settings.public_share, mixed_share=settings.mixed_share),
+        "held": held(settings.hold_public),
         "validation": {
             "text": texts / PROXIES,
             "every_steps": settings.every_steps,

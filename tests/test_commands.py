@@ -43,7 +43,7 @@ OPTIONS = {
     "coordinator campaign define train": "owner quorum hours home json",
     "coordinator campaign define extraction": "prefix-tokens continuation-tokens documents owner hours home json",
     "coordinator train-routers": "campaign public steps lr batch-size sequence-length mixed-share public-share "
-    "max-documents every-steps patience seed threads device evaluate max-bytes home json",
+    "hold-public max-documents every-steps patience seed threads device evaluate max-bytes home json",
     "coordinator rotate": "",
     "coordinator rotate server": "home json",
     "coordinator rotate intermediate": "root-key home json",

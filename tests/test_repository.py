@@ -44,7 +44,8 @@ ONLY_IN = {
     "psutil": r"deploy\..*",
     "transformers": r"common\.text_encoder",
     "torch": (
-        r"common\.(job|loss|training|tune|evaluate|embedder|text_encoder)|common\.model\.(hf|moe|router_rows|transformer)"
+        r"common\.(job|loss|held_routing|training|tune|evaluate|embedder|text_encoder)"
+        r"|common\.model\.(hf|moe|router_rows|transformer)"
         r"|owner_client\.(train|router_init|anchor|held_out_bias|extraction)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
     ),
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",

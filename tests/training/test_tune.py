@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_jobs import StartJob, write_text
 
-from common import tune
+from common import data, tune
 from common.errors import MalformedError
 from common.job import StopSignal
 from common.model import hf, partition
@@ -29,6 +29,10 @@ def _run(config: dict[str, object]) -> dict[str, object]:
 
 def _own(text: Path) -> dict[str, object]:
     return {"own": {"text": str(text / "own"), "share": 1.0}}
+
+
+def _own_and_public(text: Path) -> dict[str, object]:
+    return {name: {"text": str(text / name), "share": 0.5} for name in ("own", "public")}
 
 
 @pytest.fixture
@@ -51,11 +55,7 @@ def test_a_dense_model_learns_the_text_it_is_trained_on(base: Path, text: Path, 
 
 
 def test_router_training_moves_the_rows_alone(mixture: Path, text: Path, tmp_path: Path) -> None:
-    sources = {
-        "own": {"text": str(text / "own"), "share": 0.5},
-        "public": {"text": str(text / "public"), "share": 0.5},
-    }
-    _run(_config(mixture, tmp_path / "tuned", sources, trained="routers"))
+    _run(_config(mixture, tmp_path / "tuned", _own_and_public(text), trained="routers"))
     before, after = (load_file(place / "model.safetensors") for place in (mixture, tmp_path / "tuned"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {partition.joined_router(layer) for layer in range(2)}
@@ -72,6 +72,35 @@ def test_rows_of_owners_without_proxies_stay(mixture: Path, text: Path, tmp_path
             _run(_config(mixture, tmp_path / "other", _own(text), trained="routers", kept_rows=kept))
     with pytest.raises(ValueError, match="kept_rows are for training routers"):
         TuneJob.model_validate(_config(mixture, tmp_path / "other", _own(text), kept_rows=[1]))
+
+
+def test_routing_of_a_held_text_stays_nearer_to_what_it_was(mixture: Path, text: Path, tmp_path: Path) -> None:
+    moved = {}
+    for weight in (None, 1000.0):
+        held = weight and {"source": "public", "weight": weight}
+        output = tmp_path / f"held {weight}"
+        _run(_config(mixture, output, _own_and_public(text), trained="routers", held=held))
+        moved[weight] = _moved(mixture, output, text / "public")
+    assert moved[1000.0] < 0.1 * moved[None]
+
+
+def _moved(before: Path, after: Path, text: Path) -> float:
+    """Mean change of the routing of a text from one model to another."""
+    documents = [document.text for document in data.read_split(text, "train")[:8]]
+    tokens = Tokenizer.load(before).encode_all(documents)
+    then, now = (
+        [hf.load(path)(torch.tensor([ids])).router_logits[0].softmax(dim=-1) for ids in tokens]
+        for path in (before, after)
+    )
+    return float(torch.cat([(new - old).abs().flatten() for old, new in zip(then, now, strict=True)]).mean().detach())
+
+
+def test_what_is_held_is_a_text_of_those_that_routers_are_trained_on(text: Path, tmp_path: Path) -> None:
+    held = {"source": "public", "weight": 1.0}
+    with pytest.raises(ValueError, match="held: no source public among own"):
+        TuneJob.model_validate(_config(tmp_path, tmp_path / "tuned", _own(text), trained="routers", held=held))
+    with pytest.raises(ValueError, match="held is for training routers"):
+        TuneJob.model_validate(_config(tmp_path, tmp_path / "tuned", _own_and_public(text), held=held))
 
 
 def test_a_model_of_short_numbers_stays_one(mixture: Path, text: Path, tmp_path: Path) -> None:
@@ -137,8 +166,10 @@ def test_training_ends_where_nothing_is_gained_any_more(base: Path, text: Path, 
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     mixture: Path, text: Path, tmp_path: Path, start_job: StartJob
 ) -> None:
+    """Held to the routing it started with, too, and not to that of a checkpoint."""
     validation = {"text": str(text / "own"), "every_steps": 3}
-    whole = _config(mixture, tmp_path / "whole", _own(text), validation=validation, trained="routers")
+    options = {"validation": validation, "trained": "routers", "held": {"source": "public", "weight": 2.0}}
+    whole = _config(mixture, tmp_path / "whole", _own_and_public(text), **options)
     uninterrupted, errors = start_job("common.tune", whole).communicate()
     assert uninterrupted, errors
     again = {**whole, "output": str(tmp_path / "again"), "checkpoint_every_steps": 1, "progress_every_s": 0}
