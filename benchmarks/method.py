@@ -2,16 +2,15 @@
 
 `python -m benchmarks.method --preset smoke|cpu|gpu --sets 4|8 --data DIR`, or `--owners NAME NAME ...` instead of sets
 
-Stopped anywhere, it goes on where it was (`--work`). `--brief` measures the main rows alone: the public model, the
-release without and with router training, owners' own models and dense experts. The result goes to
-`results/method-<preset>-<sets>.json` (and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on
-one line.
+Stopped anywhere, it goes on where it was (`--work`); seeds may be measured apart (`--seeds`) and put together
+(`--join`). `--brief` measures the main rows alone: the public model, the release without and with router training,
+owners' own models and dense experts. The result goes to `results/method-<preset>-<sets>.json` (and `.md`, `.png`)
+unless the preset is `smoke`; the last line is that JSON on one line.
 """
 
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -25,6 +24,7 @@ from benchmarks.baselines import Baselines
 from benchmarks.consortium import PUBLIC, UNSEEN, Consortium, Row
 from benchmarks.machine import describe
 from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY, SETS
+from benchmarks.method_seeds import Stopwatch, check_apart, joined, recorded
 from common import data
 from common.data import Document
 from common.errors import NotFoundError
@@ -314,32 +314,6 @@ def efficiency(table: Mapping[str, Row], own: Mapping[str, Row], system: str) ->
     return {o: (public[o] - table[system][o]) / (public[o] - row[o]) for o, row in own.items()}
 
 
-MEANS: Final = ("table", "cost", "merge_efficiency", "public_cost", "share_of_dense_gain", "opt_out", "top_k")
-"""What is reported as a mean over seeds; a system that only the first seed has is reported as it is there."""
-
-
-def mean_over(values: Sequence[Any]) -> Any:
-    """The mean of numbers, or by key of what has keys."""
-    if not isinstance(values[0], Mapping):
-        return sum(values) / len(values)
-    return {key: mean_over([value[key] for value in values if key in value]) for key in values[0]}
-
-
-class Stopwatch:
-    """Seconds that a study took, over all its lives: those of a life that was killed count up to its last stage."""
-
-    def __init__(self, work: Path) -> None:
-        self._file, self._started = work / "seconds.json", time.monotonic()
-        self._before = float(json.loads(self._file.read_text())) if self._file.exists() else 0.0
-
-    def lap(self) -> float:
-        """All seconds so far, kept."""
-        total = self._before + time.monotonic() - self._started
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._file, json.dumps(round(total, 1)).encode())
-        return total
-
-
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -350,6 +324,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where stages are kept (default: .work/method-<preset>-<sets>)")
     parser.add_argument("--brief", action="store_true", help="the main rows alone")
     parser.add_argument("--seeds", type=int, nargs="*", help="instead of the preset's")
+    parser.add_argument(
+        "--join", type=Path, nargs="*", default=[], help="recorded results of other seeds, to report as one"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     use_cpu(threads=len(os.sched_getaffinity(0)))
@@ -359,8 +336,10 @@ def main() -> None:
         sizes = replace(sizes, **PRESETS_OF_MANY[arguments.preset])
     work = arguments.work or Path(".work") / name
     name += "-brief" if arguments.brief else ""
+    before = [recorded(path, benchmark=name, owners=owners, sizes=vars(sizes)) for path in arguments.join]
     stopwatch = Stopwatch(work)
     numbers = arguments.seeds or sizes.seeds
+    check_apart(before, numbers)
 
     def announce(seed: int, what: str) -> None:
         print(f"seed {seed}: {what} ({stopwatch.lap():.0f} s)", flush=True)
@@ -369,18 +348,12 @@ def main() -> None:
     for seed in numbers:
         seeds[str(seed)] = study(
             Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed),
-            is_first=seed == numbers[0],
+            is_first=not before and seed == numbers[0],
             brief=arguments.brief,
             say=partial(announce, seed),
         )
-    result = {
-        "benchmark": name,
-        "machine": describe(),
-        "sizes": vars(sizes),
-        **{key: mean_over([each[key] for each in seeds.values()]) for key in MEANS},
-        "seeds": seeds,
-        "seconds": round(stopwatch.lap(), 1),
-    }
+    measured = {"benchmark": name, "machine": describe(), "sizes": vars(sizes), "seeds": seeds}
+    result = joined([*before, {**measured, "seconds": round(stopwatch.lap(), 1)}])
     if arguments.preset != "smoke":
         method_report.write(result, Path(__file__).parent / "results" / name)
     print(json.dumps(result))

@@ -5,18 +5,21 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.consortium import Consortium, active_parameters, expert_steps_in_full_steps
-from benchmarks.method import Study, check_only_left, efficiency, mean_over
+from benchmarks.method import Study, check_only_left, efficiency
 from benchmarks.method_presets import PRESETS
 from benchmarks.method_report import markdown
+from benchmarks.method_seeds import MEANS, check_apart, joined, mean_over, recorded
 from common.data import read_split, write_documents
-from common.errors import MalformedError
+from common.errors import ConflictError, MalformedError
 from common.model import hf, partition
 from common.model.config import ModelConfig
 from common.model.transformer import CausalLM
@@ -111,6 +114,47 @@ def test_what_is_left_when_an_owner_leaves_is_checked_bit_by_bit(tmp_path: Path)
 def test_means_are_over_the_seeds_that_have_a_system() -> None:
     seeds = [{"release": {"a": 1.0}, "unrestricted 2x": {"a": 3.0}}, {"release": {"a": 2.0}}]
     assert mean_over(seeds) == {"release": {"a": 1.5}, "unrestricted 2x": {"a": 3.0}}
+
+
+def _result(*seeds: str, seconds: float, bits: float) -> dict[str, Any]:
+    """What a study of one owner records, its means apart."""
+    one = {key: {"release": {"code": bits}} for key in MEANS}
+    return {
+        "benchmark": "method-cpu-2", "machine": {"cores": len(seeds)}, "sizes": {"top_k": 3, "seeds": [0, 1]},
+        "seeds": dict.fromkeys(seeds, one), "seconds": seconds, **one,
+    }  # fmt: skip
+
+
+def _recorded(path: Path, result: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    path.write_text(json.dumps(result))
+    study = {"benchmark": "method-cpu-2", "owners": ["code"], "sizes": {"top_k": 3, "seeds": (0, 1)}}
+    return recorded(path, **{**study, **changes})
+
+
+def test_seeds_that_were_measured_apart_are_one_result(tmp_path: Path) -> None:
+    parts = [_result("0", "1", seconds=5.0, bits=1.0), _result("2", seconds=2.5, bits=4.0)]
+    result = joined([_recorded(tmp_path / "recorded", joined(parts[:1])), parts[1]])
+    assert result["table"] == {"release": {"code": 2.0}}
+    assert list(result["seeds"]) == ["0", "1", "2"]
+    assert result["seconds"] == 7.5
+    assert [(run["seeds"], run["seconds"], run["machine"]["cores"]) for run in result["runs"]] == [
+        (["0", "1"], 5.0, 2), (["2"], 2.5, 1)
+    ]  # fmt: skip
+    check_apart(parts, [3])
+    for conflicting, seeds in ((parts, [2]), ([*parts, parts[1]], [3]), ([], [3, 3])):
+        with pytest.raises(ConflictError, match="would count twice"):
+            check_apart(conflicting, seeds)
+
+
+def test_seeds_of_another_study_are_not_joined(tmp_path: Path) -> None:
+    result = _result("0", seconds=1.0, bits=1.0)
+    others = {"benchmark": "method-cpu-2-brief", "owners": ["law"], "sizes": {"top_k": 2, "seeds": [0, 1]}}
+    for what, other in others.items():
+        with pytest.raises(ConflictError, match=f"its {what} are not these"):
+            _recorded(tmp_path / "recorded", result, **{what: other})
+    for broken in ({}, {**result, "merge_efficiency": 3}, []):
+        with pytest.raises(MalformedError, match="not a result of this benchmark"):
+            _recorded(tmp_path / "recorded", broken)  # type: ignore[arg-type]
 
 
 def test_parameters_that_work_on_a_token_leave_out_experts_that_were_not_chosen() -> None:
