@@ -125,6 +125,8 @@ class Consortium:
     owners: tuple[str, ...]
     sizes: Sizes
     seed: int
+    split: data.Split = "test"
+    """What everything is measured on; another one while sizes are chosen."""
 
     def __post_init__(self) -> None:
         self._domains: dict[tuple[str, data.Split], Domain] = {}
@@ -175,16 +177,17 @@ class Consortium:
             parts["train"] = data.sample(parts["train"], most)
         return parts
 
-    def documents(self, name: str, *, split: data.Split = "test") -> list[data.Document]:
+    def documents(self, name: str, *, split: data.Split | None = None) -> list[data.Document]:
         """Held-out documents of a domain, or of all owners' domains mixed. What is chosen is chosen on validation."""
-        corpora, room = self.corpora(), self.sizes.evaluated_bytes
+        corpora, room, split = self.corpora(), self.sizes.evaluated_bytes, split or self.split
         if name == MIXED:
             held = {owner: data.read_split(corpora / owner, split) for owner in self.owners}
             return mixed_documents(held, total_bytes=room, seed=0)
         return data.sample(data.read_split(corpora / name, split), room)
 
-    def domain(self, name: str, *, split: data.Split = "test") -> Domain:
+    def domain(self, name: str, *, split: data.Split | None = None) -> Domain:
         """The same ready to be scored; made once."""
+        split = split or self.split
         if (name, split) not in self._domains:
             documents, tokenizer = self.documents(name, split=split), Tokenizer.load(self.base())
             self._domains[name, split] = prepare(documents, tokenizer, sequence_length=self.sizes.context)
@@ -339,8 +342,9 @@ class Consortium:
 
     # Scores
 
-    def score(self, model: Path, domain: str, *, top_k: int | None = None, split: data.Split = "test") -> Scores:
+    def score(self, model: Path, domain: str, *, top_k: int | None = None, split: data.Split | None = None) -> Scores:
         """Bits per byte and routing shares, computed once."""
+        split = split or self.split
 
         def measured() -> object:
             loaded = hf.load(model, device=self.sizes.device)

@@ -5,7 +5,8 @@
 Stopped anywhere, it goes on where it was (`--work`); seeds may be measured apart (`--seeds`) and put together
 (`--join`). `--brief` measures the main rows alone: the public model, the release without and with router training,
 owners' own models and dense experts. The result goes to `results/method-<preset>-<sets>.json` (and `.md`, `.png`)
-unless the preset is `smoke`; the last line is that JSON on one line.
+unless the preset is `smoke`; the last line is that JSON on one line. `--try NAME=VALUE ...` measures other sizes (of
+`consortium.Sizes`) on validation text, for choosing them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from benchmarks import method_report
 from benchmarks.baselines import Baselines
 from benchmarks.consortium import PUBLIC, UNSEEN, Consortium, Row
 from benchmarks.machine import describe
-from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY, SETS
+from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY, SETS, changed
 from benchmarks.method_seeds import Stopwatch, check_apart, joined, recorded
 from common import data
 from common.data import Document
@@ -104,7 +105,7 @@ class Study:
             self.add(name, path)
         for kind, models in (("dense", [world.base(), *dense]), ("coordinated", coordinated)):
             names = " ".join(path.name for path in models)
-            rows = world.remembered(f"all ensembles {names}", partial(self.baselines.ensembles, models))
+            rows = world.remembered(f"all ensembles {world.split} {names}", partial(self.baselines.ensembles, models))
             for system, row in rows.items():
                 name = f"{system}, {kind}"
                 # Which models weigh something is known once all have read the text; a classifier knows before.
@@ -238,6 +239,13 @@ class Study:
         return proxies.chosen_documents(public, Proxies(**json.loads(folder.read_text())))
 
 
+def trial(world: Consortium, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """What assembling keeps, and nothing that it is compared with."""
+    it = Study(world, say)
+    it.own_systems()
+    return {**_of_table(it, world.owners), "opt_out": {}, "top_k": {}}
+
+
 def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """All figures of one seed, or the main rows; what takes longest is measured with the first seed alone."""
     it, owners = Study(world, say), world.owners
@@ -282,7 +290,9 @@ def _of_table(it: Study, owners: Sequence[str]) -> dict[str, Any]:
         "merge_efficiency": {n: efficiency(table, own, n) for n in ("release", "release+rt")},
         "public_cost": {n: table[n][PUBLIC] / table["public"][PUBLIC] - 1 for n in ("release", "release+rt")},
         "share_of_dense_gain": {
-            o: (table["public"][o] - own[o][o]) / (table["public"][o] - table[f"dense: {o}"][o]) for o in owners
+            o: (table["public"][o] - own[o][o]) / (table["public"][o] - table[f"dense: {o}"][o])
+            for o in owners
+            if f"dense: {o}" in table
         },
     }
 
@@ -325,6 +335,10 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="the main rows alone")
     parser.add_argument("--seeds", type=int, nargs="*", help="instead of the preset's")
     parser.add_argument(
+        "--try", dest="tried", nargs="*", metavar="SIZE=VALUE",
+        help="measure other sizes on validation text, the release and owners' own models alone; nothing is recorded",
+    )  # fmt: skip
+    parser.add_argument(
         "--join", type=Path, nargs="*", default=[], help="recorded results of other seeds, to report as one"
     )
     arguments = parser.parse_args()
@@ -334,6 +348,8 @@ def main() -> None:
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     if len(owners) >= MANY:
         sizes = replace(sizes, **PRESETS_OF_MANY[arguments.preset])
+    split: data.Split = "test" if arguments.tried is None else "validation"
+    sizes = changed(sizes, arguments.tried or [])
     work = arguments.work or Path(".work") / name
     name += "-brief" if arguments.brief else ""
     before = [recorded(path, benchmark=name, owners=owners, sizes=vars(sizes)) for path in arguments.join]
@@ -346,15 +362,15 @@ def main() -> None:
 
     seeds = {}
     for seed in numbers:
-        seeds[str(seed)] = study(
-            Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed),
-            is_first=not before and seed == numbers[0],
-            brief=arguments.brief,
-            say=partial(announce, seed),
-        )
+        world = Consortium(work.resolve() / f"seed-{seed}", arguments.data.resolve(), owners, sizes, seed, split)
+        say, is_first = partial(announce, seed), not before and seed == numbers[0]
+        if arguments.tried is None:
+            seeds[str(seed)] = study(world, is_first=is_first, brief=arguments.brief, say=say)
+        else:
+            seeds[str(seed)] = trial(world, say=say)
     measured = {"benchmark": name, "machine": describe(), "sizes": vars(sizes), "seeds": seeds}
     result = joined([*before, {**measured, "seconds": round(stopwatch.lap(), 1)}])
-    if arguments.preset != "smoke":
+    if arguments.preset != "smoke" and arguments.tried is None:
         method_report.write(result, Path(__file__).parent / "results" / name)
     print(json.dumps(result))
 

@@ -1,9 +1,13 @@
 """What `benchmarks.method` is run with: which owners, how large everything is, and what is left out in turn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from benchmarks.consortium import PUBLIC, Sizes
+from common.config import describe
+from common.errors import MalformedError
 
 SETS: Final = {
     4: ("math", "educational", "code"),
@@ -87,3 +91,18 @@ ABLATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "coordinated, negatives that the public model has seen": {**COORDINATED, "public": PUBLIC},
     "not coordinated, negatives": {**COORDINATED, "coordinated": False, "public_anchor": 0.0},
 }
+
+
+def changed(sizes: Sizes, changes: Sequence[str]) -> Sizes:
+    """Those sizes, but for some, each `name=value`.
+
+    Raises:
+        MalformedError: no such size, or no such value of it.
+    """
+    given = {name: value for name, _, value in (change.partition("=") for change in changes)}
+    if unknown := given.keys() - vars(sizes).keys():
+        raise MalformedError(f"no size is called {min(unknown)!r}; there are {', '.join(vars(sizes))}")
+    try:
+        return TypeAdapter(Sizes).validate_python({**vars(sizes), **given})
+    except ValidationError as error:
+        raise MalformedError(describe(error)) from error

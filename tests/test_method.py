@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.consortium import Consortium, active_parameters, expert_steps_in_full_steps
 from benchmarks.method import Study, check_only_left, efficiency
-from benchmarks.method_presets import PRESETS
+from benchmarks.method_presets import PRESETS, changed
 from benchmarks.method_report import markdown
 from benchmarks.method_seeds import MEANS, check_apart, joined, mean_over, recorded
 from common.data import read_split, write_documents
@@ -36,9 +36,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _start(text: Path, work: Path) -> "subprocess.Popen[str]":
+def _start(text: Path, work: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-u", "-m", "benchmarks.method", "--preset", "smoke", "--data", str(text)]
-    command += ["--work", str(work), "--owners", "code", "legal", "math"]
+    command += ["--work", str(work), "--owners", "code", "legal", "math", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -71,6 +71,23 @@ def test_every_system_is_measured_and_a_killed_run_goes_on(text: Path, tmp_path:
         assert result["merge_efficiency"]["release"][owner] > 0
     assert result["seeds"]["0"]["top_k"]["2"] == pytest.approx(table["release"])
     assert "| release |" in markdown(result)
+    other = _start(text, tmp_path, "--try", "router_hold_public=3", "num_proxies=5")
+    output, errors = other.communicate()
+    assert other.returncode == 0, errors
+    assert re.findall(r"^  (\S+)$", output, re.MULTILINE) == ["release+rt"]
+    tried = json.loads(output.splitlines()[-1])
+    assert tried["sizes"]["router_hold_public"] == 3.0
+    assert tried["table"].keys() == {"public", "release", "release+rt", *(f"own: {owner}" for owner in owners)}
+    assert tried["table"]["release"] != table["release"], "it is measured on other text"
+
+
+def test_sizes_are_changed_by_name() -> None:
+    sizes = changed(PRESETS["smoke"], ["router_hold_public=0.25", "coordinated=false", "train_bytes=9"])
+    assert (sizes.router_hold_public, sizes.coordinated, sizes.train_bytes) == (0.25, False, 9)
+    assert replace(sizes, router_hold_public=0.0, coordinated=True, train_bytes=100_000) == PRESETS["smoke"]
+    for wrong, message in (("rate=1", "no size is called 'rate'"), ("top_k=many", "top_k"), ("top_k", "top_k")):
+        with pytest.raises(MalformedError, match=message):
+            changed(PRESETS["smoke"], [wrong])
 
 
 def test_merge_efficiency_is_the_kept_share_of_what_an_owner_gained() -> None:
