@@ -39,7 +39,7 @@ def train_routers_command(
     public_share: Annotated[float, typer.Option(help="Share of public text in what is left.")] = 0.5,
     hold_public: Annotated[
         float, typer.Option(help="How firmly the routing of whole public documents stays as it is; 0: not at all.")
-    ] = 0.5,
+    ] = 0.1,
     max_documents: Annotated[int | None, typer.Option(help="Of each owner, the likeliest; all by default.")] = None,
     every_steps: Annotated[int, typer.Option(help="How often rows are tried on held-out public text.")] = 20,
     patience: Annotated[int, typer.Option(help="Training ends after so many tries that were no better.")] = 5,

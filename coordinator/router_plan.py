@@ -41,7 +41,7 @@ class RouterSettings(Settings):
     """Of the sequences that are whole documents; the others of these are of documents that owners chose."""
     mixed_share: Annotated[float, Field(ge=0, lt=1)] = 0.7
     """Of all sequences: documents made of paragraphs of chosen and public ones, where there are any."""
-    hold_public: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.5
+    hold_public: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.1
     """How firmly the routing of whole public documents stays what it is: weight of a nat of divergence from it."""
     max_documents: Annotated[int, Field(ge=1)] | None = None
     """Of each owner, the likeliest ones; all by default."""
