@@ -351,7 +351,7 @@ def main() -> None:
     split: data.Split = "test" if arguments.tried is None else "validation"
     sizes = changed(sizes, arguments.tried or [])
     work = arguments.work or Path(".work") / name
-    name += "-brief" if arguments.brief else ""
+    name += "-tried" if arguments.tried is not None else "-brief" if arguments.brief else ""
     before = [recorded(path, benchmark=name, owners=owners, sizes=vars(sizes)) for path in arguments.join]
     stopwatch = Stopwatch(work)
     numbers = arguments.seeds or sizes.seeds
