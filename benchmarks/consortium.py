@@ -72,8 +72,8 @@ class Sizes:
     """Of what rows are trained on: paragraphs of proxies and public text in turn."""
     router_hold_public: float = 0.0
     """How firmly the routing of whole public documents stays what it is while rows are trained."""
-    train_bytes: int | None = None
-    """At most so much text of each domain is trained on."""
+    split_bytes: int | None = None
+    """At most so much text of each split of a domain is read."""
     public_share: float = 0.1
     unseen_share: float = 0.4
     """Of the public documents, so many are kept for negatives, proxies and router training."""
@@ -143,7 +143,7 @@ class Consortium:
         which tells domains apart."""
         sizes = self.sizes
         folder = self.place(
-            "corpora", [self.owners, sizes.public_share, sizes.unseen_share, sizes.train_bytes, str(self.source)]
+            "corpora", [self.owners, sizes.public_share, sizes.unseen_share, sizes.split_bytes, str(self.source)]
         )
         if folder.exists():
             return folder
@@ -171,11 +171,9 @@ class Consortium:
         return folder
 
     def _read(self, name: str) -> dict[str, list[data.Document]]:
-        corpus, most = data.read_corpus(self.source / name), self.sizes.train_bytes
+        corpus, most = data.read_corpus(self.source / name), self.sizes.split_bytes
         parts: dict[str, list[data.Document]] = {split: list(corpus.split(split)) for split in data.SPLITS}
-        if most is not None:
-            parts["train"] = data.sample(parts["train"], most)
-        return parts
+        return parts if most is None else {split: data.sample(part, most) for split, part in parts.items()}
 
     def documents(self, name: str, *, split: data.Split | None = None) -> list[data.Document]:
         """Held-out documents of a domain, or of all owners' domains mixed. What is chosen is chosen on validation."""

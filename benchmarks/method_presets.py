@@ -22,7 +22,7 @@ PRESETS: Final = {
         expert_learning_rate=8e-3, dense_learning_rate=3e-3, tuning_steps=10, router_steps=10,
         router_learning_rate=1e-3,
         evaluated_bytes=5_000, seeds=(0,),
-        num_proxies=4, train_bytes=100_000, min_accuracy=0.5, ablations=("not coordinated, negatives",),
+        num_proxies=4, split_bytes=100_000, min_accuracy=0.5, ablations=("not coordinated, negatives",),
     ),
     "cpu": Sizes(
         hidden_size=128, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024,

@@ -4,7 +4,7 @@ Light enough for any owner's machine and good at telling domains apart; it reads
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,14 @@ class TextClassifier:
         )
         self._model = LogisticRegression(C=30.0, class_weight="balanced", max_iter=200, random_state=seed)
         labels = [kind for kind in self.kinds for _ in texts[kind]]
-        self._model.fit(self._vectors([text for kind in self.kinds for text in texts[kind]]), labels)
+        vectors = self._vectors([text for kind in self.kinds for text in texts[kind]])
+        # Weights of what no document has stay 0; the solver would carry them through every step.
+        self._occurring = np.unique(vectors.indices)
+        self._model.fit(vectors[:, self._occurring], labels)
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Of each kind (in order of `kinds`) for each text: [texts, kinds]."""
-        return np.asarray(self._model.predict_proba(self._vectors(texts)), np.float64)
+        return np.asarray(self._model.predict_proba(self._vectors(texts)[:, self._occurring]), np.float64)
 
-    def _vectors(self, texts: Sequence[str]) -> object:
+    def _vectors(self, texts: Sequence[str]) -> Any:
         return self._features.transform([text[:_READ_CHARACTERS] for text in texts])

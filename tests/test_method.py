@@ -82,9 +82,9 @@ def test_every_system_is_measured_and_a_killed_run_goes_on(text: Path, tmp_path:
 
 
 def test_sizes_are_changed_by_name() -> None:
-    sizes = changed(PRESETS["smoke"], ["router_hold_public=0.25", "coordinated=false", "train_bytes=9"])
-    assert (sizes.router_hold_public, sizes.coordinated, sizes.train_bytes) == (0.25, False, 9)
-    assert replace(sizes, router_hold_public=0.0, coordinated=True, train_bytes=100_000) == PRESETS["smoke"]
+    sizes = changed(PRESETS["smoke"], ["router_hold_public=0.25", "coordinated=false", "split_bytes=9"])
+    assert (sizes.router_hold_public, sizes.coordinated, sizes.split_bytes) == (0.25, False, 9)
+    assert replace(sizes, router_hold_public=0.0, coordinated=True, split_bytes=100_000) == PRESETS["smoke"]
     for wrong, message in (("rate=1", "no size is called 'rate'"), ("top_k=many", "top_k"), ("top_k", "top_k")):
         with pytest.raises(MalformedError, match=message):
             changed(PRESETS["smoke"], [wrong])
