@@ -23,8 +23,8 @@ STEP: Final = 0.5
 """In logits: of a step, e^0.5 = 1.6 times as likely to be chosen, or as much less."""
 MOST: Final = 3.0
 """Biases are moved no further."""
-LEAST: Final = 5e-5
-"""Bits per byte, on average over both texts, that a step has to win."""
+LEAST: Final = 2e-4
+"""Bits per byte, on average over both texts, that a step has to win: less is chance (DECISIONS)."""
 
 
 def choose_bias(
