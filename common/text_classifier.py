@@ -27,7 +27,7 @@ class TextClassifier:
             seed: Of the solver.
 
         Raises:
-            MalformedError: fewer than two kinds, or one without documents.
+            MalformedError: fewer than two kinds, one without documents, or only blank ones.
             NotFoundError: scikit-learn is not installed.
         """
         if len(texts) < 2 or not all(texts.values()):
@@ -44,6 +44,8 @@ class TextClassifier:
         self._model = LogisticRegression(C=30.0, class_weight="balanced", max_iter=200, random_state=seed)
         labels = [kind for kind in self.kinds for _ in texts[kind]]
         vectors = self._vectors([text for kind in self.kinds for text in texts[kind]])
+        if not vectors.nnz:
+            raise MalformedError(f"no text: all documents are blank in their first {_READ_CHARACTERS} characters")
         # Weights of what no document has stay 0; the solver would carry them through every step.
         self._occurring = np.unique(vectors.indices)
         self._model.fit(vectors[:, self._occurring], labels)

@@ -24,7 +24,7 @@ STEP: Final = 0.5
 MOST: Final = 3.0
 """Biases are moved no further."""
 LEAST: Final = 2e-4
-"""Bits per byte, on average over both texts, that a step has to win: less is chance (DECISIONS)."""
+"""Bits per byte, on average over both texts, that a step has to win: less is hardly told from chance (DECISIONS)."""
 
 
 def choose_bias(

@@ -86,6 +86,8 @@ def test_a_classifier_names_the_kind_of_text_it_never_saw() -> None:
         assert (classifier.probabilities(_texts(kind, 20, 9)).argmax(axis=1) == index).all()
     with pytest.raises(MalformedError, match="two kinds or more"):
         TextClassifier({"prose": ["a"], "proof": []}, seed=0)
+    with pytest.raises(MalformedError, match="all documents are blank in their first 4000 characters"):
+        TextClassifier({"prose": [" "], "proof": [" " * 5000 + "a"]}, seed=0)
 
 
 def test_a_small_encoder_can_choose_instead(corpora: Path, tmp_path: Path) -> None:

@@ -63,6 +63,26 @@ def test_where_both_experts_are_alike_nothing_is_moved(model: CausalLM, base: Pa
     assert _biases(model) == [-0.25] * 2
 
 
+def test_a_step_that_wins_hardly_anything_is_not_taken(model: CausalLM, base: Path) -> None:
+    own, public = _held_out(base, "own"), _held_out(base, "public")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts.1.down_proj." in name:
+                parameter.lerp_(parameter.flip(0).clone(), 0.02)
+
+    def loss() -> float:
+        own_bits, public_bits = (score(model, text, batch_size=2).bits_per_byte for text in (own, public))
+        return 0.2 * own_bits + 0.8 * public_bits
+
+    before = loss()
+    choose_bias(model, own, public, public_share=0.8, batch_size=2)
+    assert _biases(model) == [-0.25] * 2
+    with torch.no_grad():
+        for gate in model.routers:
+            gate.biases["1"].sub_(STEP)
+    assert 0 < before - loss() < LEAST
+
+
 def test_an_expert_that_helps_everywhere_is_made_no_more_eager_than_its_rows(model: CausalLM, base: Path) -> None:
     known = _held_out(base, "public")
     _turn_round(model, 0)
