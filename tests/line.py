@@ -47,7 +47,9 @@ class _Plan:
 
 @dataclass
 class Line:
-    """From a port of its own to `target` on this machine, until closed. It counts what an owner sends and gets."""
+    """From a port of its own to `target` on this machine, until closed. It counts what an owner sends and gets,
+    not what a lost connection never delivers.
+    """
 
     target: int
     delay_s: float = 0.0
@@ -119,6 +121,8 @@ class Line:
     def _carry(self, flow: _Flow, way: Way, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(PIECE):
+                if flow.is_lost:  # how much a sender pours into a dead line before it knows is gRPC's window
+                    continue
                 self._count(way, len(data))
                 self._moves.wait()
                 if flow.is_lost:
