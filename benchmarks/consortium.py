@@ -79,8 +79,10 @@ class Sizes:
     """Of the public documents, so many are kept for negatives, proxies and router training."""
     num_proxies: int = 600
     """At most, of each owner."""
+    experts_choose: bool = False
+    """Whether an owner's expert chooses its proxies, not a classifier."""
     min_accuracy: float = 0.95
-    """Of an owner's classifier, or it goes without proxies."""
+    """With which an owner's text is told from public text, or it goes without proxies."""
     short_sequence_length: int | None = None
     """What the public model reads first, where that is shorter; as many tokens a batch."""
     long_steps: int = 0

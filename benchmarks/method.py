@@ -33,6 +33,7 @@ from common.evaluate import prepare, score
 from common.files import write_atomic
 from common.job import use_cpu
 from common.model import hf, partition
+from common.model.expert import EXPERT_NAME
 from common.model.router_rows import PublicRouter
 from common.tokenizer import Tokenizer
 from coordinator import router_sources, router_texts
@@ -229,7 +230,14 @@ class Study:
         job = ProxyJob(data=corpora / owner, public=corpora / UNSEEN, count=min(sizes.num_proxies, len(public)),
                        min_score=0.5, min_accuracy=sizes.min_accuracy, output=self.world.work / f"proxies-{owner}.json",
                        seed=self.world.seed)  # fmt: skip
-        folder = self.world.place(f"chosen-{owner}", [corpora.name, job.count, job.min_accuracy])
+        inputs = [corpora.name, job.count, job.min_accuracy]
+        if sizes.experts_choose:
+            base, expert = self.world.base(), self.world.experts()[self.world.owners.index(owner)]
+            job = job.model_copy(
+                update={"base": base, "expert": expert / EXPERT_NAME, "sequence_length": sizes.context}
+            )
+            inputs = [*inputs, expert.name]
+        folder = self.world.place(f"chosen-{owner}", inputs)
         if not folder.exists():
             try:
                 found = proxies.select(job)

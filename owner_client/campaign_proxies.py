@@ -25,13 +25,18 @@ class CampaignProxies(BaseModel, frozen=True, extra="forbid"):
     count: int = Field(ge=1)
     min_accuracy: float = Field(ge=0, le=1)
     encoder: Path | None = None
+    base: Path | None = None
+    expert: Path | None = None
+    threads: int = Field(default=2, ge=1)
     output: Path
 
 
 def run(config: CampaignProxies) -> dict[str, object]:
     """Choose and write; returns what the job's last event says."""
+    job.use_cpu(threads=config.threads)
     wanted = ProxyJob(data=config.data, public=config.pool, count=config.count, min_accuracy=config.min_accuracy,
-                      encoder=config.encoder, output=config.output)  # fmt: skip
+                      encoder=config.encoder, base=config.base, expert=config.expert,
+                      output=config.output)  # fmt: skip
     chosen = proxies.select(wanted)
     tried_on = len(data.read_corpus(config.data).validation)
     figure = {"name": "classifier", "measure": "told_apart", "value": chosen.accuracy, "documents": tried_on}

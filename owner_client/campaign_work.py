@@ -16,7 +16,7 @@ from owner_client.campaign_folder import CampaignFolder
 from owner_client.commitment import commitment_key
 from owner_client.fetching import OnBytes
 from owner_client.membership import Membership
-from owner_client.participation import has_left
+from owner_client.participation import fetch_base, has_left, trained_expert
 
 _FOUND: Final = "found.json"
 _JOB: Final = "job.json"
@@ -107,10 +107,20 @@ def _job_for(member: Membership, asked: CampaignDefine, *, on_bytes: OnBytes) ->
                 "pool": _fetch(member, pool, member.home.pools, on_bytes),
                 "count": wanted.count,
                 "min_accuracy": wanted.min_accuracy,
-                "encoder": settings.encoder,
+                "threads": settings.threads,
+                **_chooser(member, on_bytes),
             }
         case _:
             raise AssertionError(f"no job for {asked.kind}")
+
+
+def _chooser(member: Membership, on_bytes: OnBytes) -> dict[str, object]:
+    """What chooses proxies, by this owner's settings."""
+    settings = member.settings.campaigns
+    if not settings.experts_choose:
+        return {"encoder": settings.encoder}
+    base = fetch_base(member, on_bytes=on_bytes)
+    return {"base": base.directory, "expert": trained_expert(member, base=base)}
 
 
 def _model(member: Membership, model: CampaignModel, on_bytes: OnBytes) -> Path:

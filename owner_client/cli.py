@@ -171,6 +171,9 @@ def proxies(
     data: Annotated[Path | None, typer.Option(help="Folder of your own text; it never leaves.")] = None,
     public: Annotated[Path | None, typer.Option(help="Folder of the public text they are chosen from.")] = None,
     encoder: Annotated[Path | None, typer.Option(help="Folder of a small encoder to fine-tune for the choice.")] = None,
+    by_expert: Annotated[
+        bool, typer.Option("--by-expert", help="Have your trained expert choose what it knows: surer, and slower.")
+    ] = False,
     unseen_share: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of public text that the public model was not trained on.")
     ] = 0.0,
@@ -191,6 +194,8 @@ def proxies(
     if encoder is not None:
         job["encoder"] = existing(encoder)
     with reporting(as_json) as reporter:
+        if by_expert:
+            job |= _own_expert(home, reporter)
         config_path = target.with_name(f"{target.name}.job.json")
         run_job("owner_client.proxies", job, config_path=config_path, on_event=lambda event: None)
         config_path.unlink()
@@ -199,6 +204,15 @@ def proxies(
             f"{count} public documents chosen; held-out text is told apart in {100 * chosen['accuracy']:.0f}% of cases"
         )
         reporter.result({"proxies": str(target), "accuracy": chosen["accuracy"]})
+
+
+def _own_expert(home: Path, reporter: Reporter) -> dict[str, Path]:
+    """The base that the log names now and this owner's expert over it, as a job of `owner_client.proxies` has them."""
+    from owner_client import participation
+
+    with _member(home) as member:
+        base = participation.fetch_base(member, on_bytes=bytes_progress(reporter, "fetching the public model"))
+        return {"base": base.directory, "expert": participation.trained_expert(member, base=base)}
 
 
 @app.command("fetch-release")

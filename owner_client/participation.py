@@ -221,6 +221,20 @@ def expert_directory(member: Membership, base: Base) -> Path:
     return member.home.experts / base.short
 
 
+def trained_expert(member: Membership, *, base: Base) -> Path:
+    """The file of the expert over `base`.
+
+    Raises:
+        NotFoundError: none is trained yet.
+    """
+    path = expert_directory(member, base) / EXPERT_NAME
+    if not path.is_file():
+        raise NotFoundError(
+            f"no expert over base {base.short} is in {member.home.experts}; train it: concord owner train"
+        )
+    return path
+
+
 def plan_submission(member: Membership, *, base: Base) -> EgressPlan:
     """What `submit` would send; sends nothing."""
     return egress.plan(expert_directory(member, base), base=base.directory)

@@ -1,8 +1,8 @@
 """Which public documents look like the owner's: what router training may use in place of the owner's own.
 
 `python -m owner_client.proxies JOB.json` trains a classifier of own against public documents and ranks the public ones
-(arXiv 2507.07024, section 3.3.3). What it writes are ids and scores of *public* documents, and how well the two kinds
-could be told apart; nothing of the owner's text is in it.
+(arXiv 2507.07024, section 3.3.3), or has the owner's expert rank them (`expert_choice`). What it writes are ids and
+scores of *public* documents, and how well the two kinds could be told apart; nothing of the owner's text is in it.
 """
 
 import json
@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, model_validator
 
 from common import data, job
 from common.data import Corpus, Document
@@ -21,9 +23,13 @@ from common.files import write_atomic
 from common.text_classifier import TextClassifier
 from common.text_encoder import TextEncoder
 from owner_client import own_kind
+from owner_client.expert_choice import ExpertChoice, GainScale, trained_length
 
 _OWN: Final = "own"
 _PUBLIC: Final = "public"
+
+_HELD_OUT_BYTES: Final = 400_000
+"""How much held-out text of each kind an expert is tried on."""
 
 
 class ProxyJob(BaseModel, frozen=True, extra="forbid"):
@@ -45,7 +51,23 @@ class ProxyJob(BaseModel, frozen=True, extra="forbid"):
     output: Path
     encoder: Path | None = None
     """Directory of a small encoder to fine-tune for the choice; by default a light linear classifier chooses."""
+    base: Path | None = None
+    """Directory of the public model that `expert` is of."""
+    expert: Path | None = None
+    """The owner's expert, a file: it chooses what it predicts better than the public model does."""
+    sequence_length: int | None = Field(default=None, ge=2)
+    """Tokens that the expert reads at once; by default as many as it was trained on."""
+    batch_size: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_chooses(self) -> "ProxyJob":
+        if (self.base is None) != (self.expert is None):
+            raise ValueError("expert and base, the public model that it is of, go together: give both or neither")
+        if self.encoder is not None and self.expert is not None:
+            raise ValueError("an encoder and an expert are given, and one chooses: leave one out")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +99,7 @@ def select(config: ProxyJob) -> Proxies:
             f"{config.public}: {len(public.train)} public documents, and {config.count} proxies are asked for; "
             "ask for fewer or add public documents"
         )
-    scores, accuracy = _cross_fitted(config, own, public)
+    scores, accuracy = (_cross_fitted if config.expert is None else _by_expert)(config, own, public)
     if accuracy < config.min_accuracy:
         raise NotFoundError(
             f"own and public text are told apart in {accuracy:.0%} of cases, under the {config.min_accuracy:.0%} asked "
@@ -113,6 +135,30 @@ def _cross_fitted(config: ProxyJob, own: Corpus, public: Corpus) -> tuple[list[f
     return scores, sum(accuracies) / len(accuracies)
 
 
+def _by_expert(config: ProxyJob, own: Corpus, public: Corpus) -> tuple[list[float], float]:
+    """The same from what the owner's expert gains. It did not learn held-out documents of either kind: gains there say
+    what a gain means, those of one half for the other where accuracy is counted."""
+    assert config.base is not None
+    assert config.expert is not None
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    length = config.sequence_length or trained_length(config.expert.parent)
+    chooser = ExpertChoice(config.base, config.expert, sequence_length=length, batch_size=config.batch_size,
+                           scratch=config.output.parent)  # fmt: skip
+    held = [chooser.gains(data.sample(part, _HELD_OUT_BYTES)) for part in (own.validation, public.validation)]
+    halves = [[gains_N[0::2] for gains_N in held], [gains_N[1::2] for gains_N in held]]
+    if min(map(len, halves[1])) == 0:  # one document of a kind, whose gain must do for both
+        halves = [held, held]
+    accuracies = [_accuracy(learned, tried) for learned, tried in (halves, halves[::-1])]
+    scores = GainScale(*held).probabilities(chooser.gains(public.train))
+    return scores.tolist(), sum(accuracies) / len(accuracies)
+
+
+def _accuracy(learned: Sequence[NDArray[np.float64]], tried: Sequence[NDArray[np.float64]]) -> float:
+    """Of a scale fitted to gains on own and on public documents, over others of both kinds."""
+    scale = GainScale(*learned)
+    return own_kind.accuracy(*(scale.probabilities(gains_N) for gains_N in tried))
+
+
 def _classifier(config: ProxyJob, texts: dict[str, list[str]]) -> TextClassifier | TextEncoder:
     if config.encoder is None:
         return TextClassifier(texts, seed=config.seed)
@@ -137,6 +183,7 @@ def chosen_documents(public: list[Document], proxies: Proxies) -> list[Document]
 
 def run(config: ProxyJob) -> dict[str, object]:
     """Choose and write; returns what the job's last event says."""
+    job.use_cpu(threads=config.threads)
     proxies = select(config)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(config.output, json.dumps(asdict(proxies), indent=2).encode() + b"\n")

@@ -58,7 +58,7 @@ OPTIONS = {
     "owner consent": "terms purpose line release days not-before jurisdiction home json",
     "owner train": "data public config home json",
     "owner submit": "dry-run home json",
-    "owner proxies": "count output data public encoder unseen-share min-accuracy home json",
+    "owner proxies": "count output data public encoder by-expert unseen-share min-accuracy home json",
     "owner opt-out": "reason withdraw-within-hours home json",
     "owner hand-over": "address witness-key home json",
     "owner revoke-certificates": "reason home json",

@@ -46,13 +46,13 @@ ONLY_IN = {
     "torch": (
         r"common\.(job|loss|held_routing|training|tune|evaluate|embedder|text_encoder)"
         r"|common\.model\.(hf|moe|router_rows|transformer)"
-        r"|owner_client\.(train|router_init|anchor|held_out_bias|extraction)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
+        r"|owner_client\.(train|router_init|anchor|held_out_bias|extraction|expert_choice)|coordinator\.(pretrain|topics)|coordinator\.combine\..*"
     ),
     "safetensors": r"common\.(training|tune)|common\.model\.(hf|router_rows)|owner_client\.train",
-    "sklearn": r"common\.text_classifier",
+    "sklearn": r"common\.text_classifier|owner_client\.expert_choice",
     "numpy": (
         r"common\.(packing|evaluate|ensemble|multiple_choice|text_classifier|embedder|text_encoder|resumable_sha256)"
-        r"|common\.model\.(checkpoint|norms)|owner_client\.own_kind"
+        r"|common\.model\.(checkpoint|norms)|owner_client\.(own_kind|expert_choice|proxies)"
     ),
     "alembic": r"coordinator\.postgresql|coordinator\.migrations\..*",
     "nacl": r"common\.trust\.note",

@@ -39,10 +39,10 @@ class Quiet:
     def result(self, fields: Any) -> None: ...
 
 
-def write_small_base(path: Path) -> Path:
+def write_small_base(path: Path, *, steps: int = 3) -> Path:
     """A public model with a tokenizer, trained for a moment; its text beside it."""
     write_text(path / "public", "public")
-    config = pretrain_config(path, path / "base", steps=3)
+    config = pretrain_config(path, path / "base", steps=steps)
     pretrain.run(pretrain.PretrainJob.model_validate(config), StopSignal())
     return path / "base"
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from common.trust.campaign_statements import CampaignDefine, CampaignResult, Ext
 from coordinator.attachments import parse_proxies
 from coordinator.campaign_subjects import model_of, pool_of
 from coordinator.releases import publish_base
-from owner_client import campaigns, egress
-from owner_client.campaign_folder import folder_of
+from owner_client import campaigns, egress, participation
+from owner_client.campaign_folder import CampaignFolder, folder_of
 from owner_client.extraction import extraction_rates
-from tests.campaigns.asking import ask_evaluation, enrol, is_closed, wait_until, working
+from tests.campaigns.asking import ask_evaluation, enrol, is_closed, wait_until, working, write_small_base
 from tests.federation import Federation, Owner, running_federation
 from tests.training.small_jobs import write_text
 
@@ -44,10 +45,7 @@ def answer(federation: Federation, parameters: Parameters) -> tuple[CampaignDefi
 
 
 def test_proxies_are_documents_of_the_pool_and_nothing_else_leaves(one: Federation, tmp_path: Path) -> None:
-    pool = write_text(tmp_path / "pool", "public", num_documents=60)
-    with (pool / "train.jsonl").open("a") as file:
-        more = write_text(tmp_path / "more", "own", num_documents=10, seed=77)
-        file.write((more / "train.jsonl").read_text())
+    pool = _pool(tmp_path)
     wanted = SelectProxy(kind="select-proxy", pool=pool_of(one.coordinator, pool), count=8, min_accuracy=0.6)
     asked, result = answer(one, wanted)
     data = one.coordinator.campaigns.files.answer(campaign_id=asked.record_id, party="archive")
@@ -143,3 +141,66 @@ def test_nothing_is_said_of_too_few_documents(one: Federation) -> None:
 def _set(owner: Owner, lines: str) -> None:
     file = owner.home.settings_file
     file.write_text(file.read_text() + lines)
+
+
+@pytest.fixture(scope="module")
+def learned_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that knows public text, so that an expert gains on its owner's alone."""
+    return write_small_base(tmp_path_factory.mktemp("learned"), steps=100)
+
+
+@pytest.fixture
+def museum(tmp_path: Path, learned_base: Path) -> Iterator[tuple[Federation, Owner]]:
+    """A consortium with one owner, whose expert is to choose its proxies."""
+    with running_federation(tmp_path) as federation:
+        publish_base(federation.coordinator, learned_base)
+        public = learned_base.parent / "public"
+        yield federation, enrol(federation, "museum", public=public, experts_choose="true", threads="1")
+
+
+def _choose(federation: Federation, owner: Owner, pool: Path) -> tuple[CampaignDefine, CampaignFolder, list[str]]:
+    wanted = SelectProxy(kind="select-proxy", pool=pool_of(federation.coordinator, pool), count=8, min_accuracy=0.9)
+    asked = federation.coordinator.campaigns.define(wanted, min_documents=2).statement
+    assert isinstance(asked, CampaignDefine)
+    with working(owner) as (reporter,):
+        folder = folder_of(owner.home, asked.record_id)
+        wait_until(lambda: folder.state in ("failed", "answered"), "the answer")
+    return asked, folder, reporter.said
+
+
+def test_an_owner_may_have_its_expert_choose_proxies(museum: tuple[Federation, Owner], tmp_path: Path) -> None:
+    (federation, owner), pool = museum, _pool(tmp_path)
+    with owner.member() as member:
+        base = participation.fetch_base(member, on_bytes=lambda *_: None)
+        participation.train(
+            member, base=base, data=None, public=None, options=_TRAINING, on_event=lambda _: None, stop=Event()
+        )
+    asked, folder, said = _choose(federation, owner, pool)
+    assert folder.state == "answered", said
+    chosen = parse_proxies(federation.coordinator.campaigns.files.answer(campaign_id=asked.record_id, party="museum"))
+    documents = {each.digest: each.text for each in read_split(pool, "train")}
+    assert sum("lemma" in documents[each] for each in chosen.ids) >= 6
+
+
+def test_an_owner_without_an_expert_is_told_to_train_one_first(
+    museum: tuple[Federation, Owner], tmp_path: Path
+) -> None:
+    federation, owner = museum
+    _, folder, said = _choose(federation, owner, _pool(tmp_path))
+    assert folder.state == "failed"
+    assert any("train it: concord owner train" in each for each in said), said
+
+
+_TRAINING = {"steps": 60, "batch_size": 4, "sequence_length": 32, "learning_rate": 1e-2, "warmup_steps": 3,
+             "router_sequences": 16, "threads": 1}  # fmt: skip
+
+
+def _pool(folder: Path) -> Path:
+    """Public text with some of the owners' kind at its end."""
+    pool, more = (
+        write_text(folder / name, kind, num_documents=count, seed=seed)
+        for name, kind, count, seed in (("pool", "public", 200, 0), ("more", "own", 12, 77))
+    )
+    with (pool / "train.jsonl").open("a") as file:
+        file.write((more / "train.jsonl").read_text())
+    return pool
