@@ -227,16 +227,16 @@ class Study:
         """Public documents that look like the owner's, likeliest first."""
         corpora, sizes = self.world.corpora(), self.world.sizes
         public = list(data.read_split(corpora / UNSEEN, "train"))
+        chooser: dict[str, Any] = {}
+        if sizes.experts_choose:
+            expert = self.world.experts()[self.world.owners.index(owner)] / EXPERT_NAME
+            chooser = {"base": self.world.base(), "expert": expert, "sequence_length": sizes.context}
         job = ProxyJob(data=corpora / owner, public=corpora / UNSEEN, count=min(sizes.num_proxies, len(public)),
                        min_score=0.5, min_accuracy=sizes.min_accuracy, output=self.world.work / f"proxies-{owner}.json",
-                       seed=self.world.seed)  # fmt: skip
+                       seed=self.world.seed, **chooser)  # fmt: skip
         inputs = [corpora.name, job.count, job.min_accuracy]
-        if sizes.experts_choose:
-            base, expert = self.world.base(), self.world.experts()[self.world.owners.index(owner)]
-            job = job.model_copy(
-                update={"base": base, "expert": expert / EXPERT_NAME, "sequence_length": sizes.context}
-            )
-            inputs = [*inputs, expert.name]
+        if job.expert is not None:
+            inputs = [*inputs, job.expert.parent.name]
         folder = self.world.place(f"chosen-{owner}", inputs)
         if not folder.exists():
             try:

@@ -117,7 +117,7 @@ def _job_for(member: Membership, asked: CampaignDefine, *, on_bytes: OnBytes) ->
 def _chooser(member: Membership, on_bytes: OnBytes) -> dict[str, object]:
     """What chooses proxies, by this owner's settings."""
     settings = member.settings.campaigns
-    if not settings.experts_choose:
+    if not settings.expert_chooses:
         return {"encoder": settings.encoder}
     base = fetch_base(member, on_bytes=on_bytes)
     return {"base": base.directory, "expert": trained_expert(member, base=base)}

@@ -184,6 +184,8 @@ def proxies(
     as_json: JsonOption = False,
 ) -> None:
     """Choose public documents that look like yours, for router training. Nothing is sent; look at the file first."""
+    if by_expert and encoder is not None:
+        raise MalformedError("an encoder or your expert chooses: give --encoder or --by-expert, not both")
     settings = OwnerHome(existing(home)).settings()
     own, common_text = (existing(data) if data else settings.data), (existing(public) if public else settings.public)
     if own is None or common_text is None:
@@ -197,8 +199,10 @@ def proxies(
         if by_expert:
             job |= _own_expert(home, reporter)
         config_path = target.with_name(f"{target.name}.job.json")
-        run_job("owner_client.proxies", job, config_path=config_path, on_event=lambda event: None)
-        config_path.unlink()
+        try:
+            run_job("owner_client.proxies", job, config_path=config_path, on_event=lambda event: None)
+        finally:
+            config_path.unlink(missing_ok=True)
         chosen = json.loads(target.read_text())
         reporter.step(
             f"{count} public documents chosen; held-out text is told apart in {100 * chosen['accuracy']:.0f}% of cases"

@@ -90,11 +90,17 @@ class CampaignSettings(Settings):
     """File of multiple-choice questions for evaluations."""
     encoder: Path | None = None
     """Folder of a small encoder to fine-tune for choosing proxies; by default a light linear classifier chooses."""
-    experts_choose: bool = False
+    expert_chooses: bool = False
     """Whether this owner's own expert chooses proxies instead: surer, where it has been trained."""
     max_model_megabytes: Annotated[float, Field(gt=0)] = 200_000
     """Larger models are not fetched."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
+
+    @model_validator(mode="after")
+    def _one_chooses(self) -> "CampaignSettings":
+        if self.encoder is not None and self.expert_chooses:
+            raise ValueError("encoder and expert_chooses: one chooses proxies, so leave one out")
+        return self
 
 
 class FlowerSettings(Settings):

@@ -148,12 +148,12 @@ def _by_expert(config: ProxyJob, own: Corpus, public: Corpus) -> tuple[list[floa
     halves = [[gains_N[0::2] for gains_N in held], [gains_N[1::2] for gains_N in held]]
     if min(map(len, halves[1])) == 0:  # one document of a kind, whose gain must do for both
         halves = [held, held]
-    accuracies = [_accuracy(learned, tried) for learned, tried in (halves, halves[::-1])]
+    accuracies = [_scale_accuracy(learned, tried) for learned, tried in (halves, halves[::-1])]
     scores = GainScale(*held).probabilities(chooser.gains(public.train))
     return scores.tolist(), sum(accuracies) / len(accuracies)
 
 
-def _accuracy(learned: Sequence[NDArray[np.float64]], tried: Sequence[NDArray[np.float64]]) -> float:
+def _scale_accuracy(learned: Sequence[NDArray[np.float64]], tried: Sequence[NDArray[np.float64]]) -> float:
     """Of a scale fitted to gains on own and on public documents, over others of both kinds."""
     scale = GainScale(*learned)
     return own_kind.accuracy(*(scale.probabilities(gains_N) for gains_N in tried))

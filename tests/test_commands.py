@@ -393,6 +393,11 @@ MISTAKES: dict[str, tuple[str, Arguments, str]] = {
         lambda s: ["--count", "3", "--output", s.path / "x", "--home", s.joined],
         "give --data and --public",
     ),
+    "proxies by two": (
+        "owner proxies",
+        lambda s: ["--count", "3", "--output", s.path / "x", "--by-expert", "--encoder", s.path, "--home", s.joined],
+        "give --encoder or --by-expert, not both",
+    ),
     "enrol with no file": (
         "owner enrol", lambda s: ["--invitation", s.path / "none", "--home", s.path / "x"], "ask the admin for one"
     ),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common.data import read_split
+from common.errors import MalformedError
 from common.model import hf
 from common.trust.campaign_statements import CampaignDefine, CampaignResult, Extraction, Parameters, SelectProxy
 from coordinator.attachments import parse_proxies
@@ -155,7 +156,7 @@ def museum(tmp_path: Path, learned_base: Path) -> Iterator[tuple[Federation, Own
     with running_federation(tmp_path) as federation:
         publish_base(federation.coordinator, learned_base)
         public = learned_base.parent / "public"
-        yield federation, enrol(federation, "museum", public=public, experts_choose="true", threads="1")
+        yield federation, enrol(federation, "museum", public=public, expert_chooses="true", threads="1")
 
 
 def _choose(federation: Federation, owner: Owner, pool: Path) -> tuple[CampaignDefine, CampaignFolder, list[str]]:
@@ -189,6 +190,13 @@ def test_an_owner_without_an_expert_is_told_to_train_one_first(
     _, folder, said = _choose(federation, owner, _pool(tmp_path))
     assert folder.state == "failed"
     assert any("train it: concord owner train" in each for each in said), said
+
+
+def test_one_chooses_proxies(museum: tuple[Federation, Owner], tmp_path: Path) -> None:
+    _, owner = museum
+    _set(owner, f'encoder = "{tmp_path}"\n')
+    with pytest.raises(MalformedError, match="one chooses proxies, so leave one out"):
+        owner.home.settings()
 
 
 _TRAINING = {"steps": 60, "batch_size": 4, "sequence_length": 32, "learning_rate": 1e-2, "warmup_steps": 3,

@@ -92,7 +92,7 @@ def test_an_expert_of_another_base_is_refused(text: Path, base: Path, expert: Pa
     pretrain.run(
         pretrain.PretrainJob.model_validate(pretrain_config(text, other, steps=2, hidden_size=8)), StopSignal()
     )
-    with pytest.raises(MalformedError):
+    with pytest.raises(MalformedError, match="shape"):
         proxies.select(_job(text, other, expert, pool))
 
 
