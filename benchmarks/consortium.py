@@ -79,6 +79,8 @@ class Sizes:
     """Of the public documents, so many are kept for negatives, proxies and router training."""
     num_proxies: int = 600
     """At most, of each owner."""
+    held_alike: bool = True
+    """Whether each owner's held-out proxies count as much as every other's when trained rows are tried on them."""
     experts_choose: bool = False
     """Whether an owner's expert chooses its proxies, not a classifier."""
     min_accuracy: float = 0.95
@@ -97,6 +99,7 @@ class Sizes:
     """Whether experts train beside the public one."""
     negative_share: float = 0.125
     public_anchor: float = 2.0
+    anchor_limit: float | None = None
     router_start: str = "ratio"
     router_prior: float = 0.4
     router_sequences: int = 1024
@@ -254,6 +257,7 @@ class Consortium:
             **({} if sizes.router_start == "ratio" else {"router_start": sizes.router_start}),
             "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,
+            **self._unlike_default("anchor_limit"),
             **({} if sizes.coordinated else {"coordinated": False}),
             **changes,
         }

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -176,7 +177,15 @@ class Study:
 
     @cached_property
     def _proxies(self) -> dict[str, list[Document]]:
-        return {owner: self.proxies(owner) for owner in self.world.owners}
+        owners = self.world.owners
+        if not self.world.sizes.experts_choose:
+            return {owner: self.proxies(owner) for owner in owners}
+        threads = torch.get_num_threads()
+        try:  # one owner's expert a core: side by side they use all cores better than one does
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return dict(zip(owners, pool.map(self.proxies, owners), strict=True))
+        finally:
+            torch.set_num_threads(threads)  # some libraries count threads for all who call them
 
     @property
     def _held_bytes(self) -> int:
@@ -190,8 +199,12 @@ class Study:
         """
         unseen = self.world.corpora() / UNSEEN
         chosen = {owner: [d.digest for d in found] for owner, found in self._proxies.items() if found}
-        folder = self.world.place("router-texts", [chosen, self._held_bytes, router_sources.MIXED])
-        router_texts.run(RouterTexts(pool=unseen, chosen=chosen, held_bytes=self._held_bytes, output=folder))
+        alike = self.world.sizes.held_alike
+        inputs = [chosen, self._held_bytes, router_sources.MIXED, *([] if alike else ["as much as there is"])]
+        folder = self.world.place("router-texts", inputs)
+        router_texts.run(
+            RouterTexts(pool=unseen, chosen=chosen, held_bytes=self._held_bytes, held_alike=alike, output=folder)
+        )
         return folder
 
     @property

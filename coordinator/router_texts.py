@@ -40,6 +40,9 @@ class RouterTexts(BaseModel, frozen=True, extra="forbid"):
     max_documents: int | None = Field(default=None, ge=1)
     held_bytes: int = Field(ge=1)
     """Held-out text in all, at most."""
+    held_alike: bool = True
+    """Whether each owner's held-out documents count as much as every other's, however few they are; else as much as
+    there is of them, and public text as much as all of them."""
     output: Path
 
 
@@ -79,7 +82,10 @@ def _write(config: RouterTexts) -> None:
         mixed_rounds({**owners, "": documents}, rounds=_MIXED_ROUNDS, seed=0)
         for owners, documents in ((taught, left), (held, public.validation))
     )
-    groups = [list(public.validation), *filter(None, held.values()), *filter(None, [mixed_held])]
+    proxies_held = list(held.values())
+    if not config.held_alike:
+        proxies_held = [[document for documents in proxies_held for document in documents]]
+    groups = [list(public.validation), *filter(None, proxies_held), *filter(None, [mixed_held])]
     validation = tuple(_held(groups, config.held_bytes))
     proxies = {d.digest: d for documents in taught.values() for d in documents}
     _keep(partial / PROXIES, Corpus(tuple(proxies.values()), validation, public.test[:1]))

@@ -19,13 +19,19 @@ def _long(name: str, *, count: int = 12) -> list[Document]:
     return [document(" ".join(f"{name}{index}w{word}" for word in range(300))) for index in range(count)]
 
 
-def _texts(folder: Path, chosen: Mapping[str, list[Document]], public: list[Document]) -> Path:
+def _short(name: str, *, count: int) -> list[Document]:
+    """Too short to be mixed, and all as long."""
+    return [document(f"{name} {index:02}") for index in range(count)]
+
+
+def _texts(folder: Path, chosen: Mapping[str, list[Document]], public: list[Document], **options: bool) -> Path:
     (folder / "pool").mkdir(parents=True)
     write_documents(folder / "pool" / "train.jsonl", [*public, *(d for each in chosen.values() for d in each)])
     for split, name in (("validation", "held"), ("test", "unread")):
         write_documents(folder / "pool" / f"{split}.jsonl", _long(name, count=4))
     names = {owner: [each.digest for each in documents] for owner, documents in chosen.items()}
-    router_texts.run(RouterTexts(pool=folder / "pool", chosen=names, held_bytes=20_000, output=folder / "texts"))
+    job = RouterTexts(pool=folder / "pool", chosen=names, held_bytes=20_000, output=folder / "texts", **options)
+    router_texts.run(job)
     return folder / "texts"
 
 
@@ -63,8 +69,17 @@ def test_shares_are_those_asked_for(texts: Path) -> None:
 
 
 def test_documents_that_are_too_short_are_not_mixed_and_take_the_whole(tmp_path: Path) -> None:
-    short = {owner: [document(f"{owner} {index}") for index in range(8)] for owner in OWNERS}
+    short = {owner: _short(owner, count=8) for owner in OWNERS}
     texts = _texts(tmp_path, short, _long("public"))
     assert not (texts / MIXED).exists()
     shares = sources(texts, public_share=0.5, mixed_share=0.7)
     assert {name: each["share"] for name, each in shares.items()} == {PROXIES: 0.5, PUBLIC: 0.5}
+
+
+def test_who_has_few_documents_counts_as_much_in_what_is_held_out_only_where_that_is_asked(tmp_path: Path) -> None:
+    chosen = {"archive": _short("archive", count=80), "hospital": _short("hospital", count=4)}
+    for alike in (True, False):
+        texts = _texts(tmp_path / str(alike), chosen, _long("public"), held_alike=alike)
+        held = [each.text.split()[0] for each in read_split(texts / PROXIES, "validation")]
+        of_owners = {owner: sum(text == owner for text in held) for owner in OWNERS}
+        assert of_owners == ({"archive": 1, "hospital": 1} if alike else {"archive": 20, "hospital": 1})
