@@ -99,7 +99,6 @@ class Sizes:
     """Whether experts train beside the public one."""
     negative_share: float = 0.125
     public_anchor: float = 2.0
-    anchor_limit: float | None = None
     router_start: str = "ratio"
     router_prior: float = 0.4
     router_sequences: int = 1024
@@ -257,7 +256,6 @@ class Consortium:
             **({} if sizes.router_start == "ratio" else {"router_start": sizes.router_start}),
             "router_prior": sizes.router_prior,
             "router_sequences": sizes.router_sequences,
-            **self._unlike_default("anchor_limit"),
             **({} if sizes.coordinated else {"coordinated": False}),
             **changes,
         }

@@ -9,7 +9,6 @@ Shapes: N tokens of a batch, D hidden_size.
 """
 
 from collections.abc import Callable
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 from common.model.moe import MixtureOfExperts
 from common.model.partition import OWNED_EXPERT, PUBLIC_EXPERT
 from common.model.transformer import CausalLM
-
-_BEYOND: Final = 5.0
-"""How many times more a unit of distance weighs beyond the limit, besides what it weighs anyway."""
 
 
 class PublicAnchor:
@@ -37,15 +33,6 @@ class PublicAnchor:
         if not bool(is_public_B.any()):
             return torch.zeros((), device=is_public_B.device)
         return torch.stack([_distance(outputs, is_public_B) for outputs in self._outputs]).mean()
-
-
-def penalty(distance: Tensor, *, limit: float | None) -> Tensor:
-    """What a distance costs: itself, and beyond the limit six times as much.
-
-    Experts of text far from public text go farther from the public expert than others at the same weight, and do others
-    the more harm. A weight that holds them would cost all others part of what they learn; a limit does not.
-    """
-    return distance if limit is None else distance + _BEYOND * torch.relu(distance - limit)
 
 
 def _distance(outputs: dict[int, Tensor], is_public_B: Tensor) -> Tensor:

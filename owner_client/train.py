@@ -44,7 +44,7 @@ from common.model.transformer import CausalLM, ModelOutput
 from common.packing import Batch, MixtureState, PackedText, batches
 from common.tokenizer import Tokenizer
 from common.training import Trainer, TrainingConfig
-from owner_client.anchor import PublicAnchor, penalty
+from owner_client.anchor import PublicAnchor
 from owner_client.held_out_bias import MOST_EAGER, choose_bias
 from owner_client.router_init import MakeRow, RouterStart, initialise_routers, row_maker
 
@@ -70,8 +70,6 @@ class ExpertJob(TrainingConfig, frozen=True, extra="forbid"):
     """Share of each batch that is public text."""
     public_anchor: float = Field(default=2.0, ge=0)
     """Weight of the distance to the public expert's output on public text (`anchor`); the paper has none."""
-    anchor_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """A distance beyond which it weighs six times as much; none by default."""
     router_learning_rate: float = Field(default=0.0, ge=0)
     """For router rows; the paper trains them at `learning_rate`, at 0 they stay as initialised."""
     coordinated: bool = True
@@ -217,8 +215,7 @@ def expert_loss(output: ModelOutput, batch: TensorBatch, *, config: ExpertJob, a
         return language
     is_public_B = batch.sources_B == _PUBLIC
     weight = config.public_anchor * float(is_public_B.float().mean()) / config.negative_share
-    held = penalty(anchor.distance(is_public_B), limit=config.anchor_limit)
-    return Loss(language.total + weight * held, language.cross_entropy)
+    return Loss(language.total + weight * anchor.distance(is_public_B), language.cross_entropy)
 
 
 def _peak_learning_rate(name: str, *, config: ExpertJob) -> float:

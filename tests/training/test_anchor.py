@@ -10,7 +10,7 @@ from common.loss import TensorBatch
 from common.model import hf
 from common.model.transformer import CausalLM
 from owner_client import train
-from owner_client.anchor import PublicAnchor, penalty
+from owner_client.anchor import PublicAnchor
 
 
 @pytest.fixture
@@ -45,22 +45,6 @@ def test_the_distance_is_in_units_of_the_public_output(model: CausalLM) -> None:
     assert float(anchor.distance(torch.ones(3, dtype=torch.bool)).detach()) == pytest.approx(4.0, rel=1e-5)
 
 
-def test_beyond_a_limit_a_distance_costs_six_times_as_much() -> None:
-    distance = torch.tensor(0.05, requires_grad=True)
-    assert float(penalty(distance, limit=None).detach()) == pytest.approx(0.05)
-    assert float(penalty(distance, limit=0.06).detach()) == pytest.approx(0.05)
-    cost = penalty(distance, limit=0.02)
-    cost.backward()
-    assert float(cost.detach()) == pytest.approx(0.05 + 5 * 0.03)
-    assert distance.grad is not None
-    assert float(distance.grad) == pytest.approx(6.0)
-
-
-def test_training_minds_the_limit(base: Path, text: Path) -> None:
-    free = _anchored(base, text, [1, 0, 0, 0])
-    assert _anchored(base, text, [1, 0, 0, 0], anchor_limit=1e-6) == pytest.approx(6 * free, rel=1e-3)
-
-
 def test_only_public_rows_count(model: CausalLM) -> None:
     _disturb(model)
     anchor = PublicAnchor(model)
@@ -93,7 +77,7 @@ def test_over_a_run_the_distance_weighs_the_same_however_public_rows_fall(base: 
     assert sums[0] > 0.01
 
 
-def _anchored(base: Path, text: Path, sources: list[int], **given: float) -> float:
+def _anchored(base: Path, text: Path, sources: list[int]) -> float:
     """What the distance adds to the loss of a batch of four equal rows, of which these are public."""
     model, totals = hf.two_expert(hf.load(base)), []
     _disturb(model)
@@ -102,7 +86,7 @@ def _anchored(base: Path, text: Path, sources: list[int], **given: float) -> flo
     batch = TensorBatch(ids_BT, ids_BT, torch.zeros_like(ids_BT), torch.zeros_like(ids_BT), torch.tensor(sources))
     output = model(ids_BT)
     for weight in (0.0, 0.5):
-        options = {"negative_share": 0.25, "public_anchor": weight, **given}
+        options = {"negative_share": 0.25, "public_anchor": weight}
         config = train.ExpertJob.model_validate(expert_config(text, base, base / "expert", **options))
         totals.append(float(train.expert_loss(output, batch, config=config, anchor=anchor).total.detach()))
     return totals[1] - totals[0]
