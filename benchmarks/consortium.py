@@ -92,6 +92,8 @@ class Sizes:
     patchwork_share: float = 0.0
     """Of the public documents, so many are pretrained on cut up and mixed."""
     rope_theta: float = 10_000.0
+    topic_word_evenness: float = 0.0
+    topic_oversampling: int = 1
     context_length: int | None = None
     """Of the windows that everything is measured in, and of the sequences that the public model reads last, where that
     is longer than what is trained on otherwise."""
@@ -216,7 +218,7 @@ class Consortium:
             "learning_rate": sizes.pretrain_learning_rate,
             "final_learning_rate_share": 0.05,
             "router_sequences": sizes.router_sequences,
-            **self._unlike_default("patchwork_share", "rope_theta"),
+            **self._unlike_default("patchwork_share", "rope_theta", "topic_word_evenness", "topic_oversampling"),
             **self._short_first(),
         }
         return self.run(("coordinator.pretrain", "base", config))

@@ -62,6 +62,10 @@ class PretrainJob(TrainingConfig, frozen=True, extra="forbid"):
     rope_theta: float = 10_000.0
     topic_weight: float = Field(default=0.5, ge=0)
     """Weight of predicting topics from what routers see (`topics`); 0 leaves it out."""
+    topic_word_evenness: float = Field(default=0.0, ge=0, le=1)
+    """How far rare words count as much as frequent ones in what a topic is (`topics`)."""
+    topic_oversampling: int = Field(default=1, ge=1)
+    """How many times as many topics are looked for as are predicted."""
     num_topics: int | None = Field(default=None, ge=1)
     """How many kinds of difference between documents are predicted, at most; by default an eighth of `hidden_size`, so
     that they take little of what the model has room for, and not over 64."""
@@ -147,7 +151,14 @@ def _objective(model: CausalLM, text: PackedText, config: PretrainJob) -> tuple[
         return model, language
     vocab_size = model.config.vocab_size
     num_topics = config.num_topics or min(max(1, config.hidden_size // 8), 64)
-    space = TopicSpace.fit(text, vocab_size=vocab_size, num_topics=num_topics, seed=config.seed)
+    space = TopicSpace.fit(
+        text,
+        vocab_size=vocab_size,
+        num_topics=num_topics,
+        seed=config.seed,
+        word_evenness=config.topic_word_evenness,
+        oversampling=config.topic_oversampling,
+    )
     if space.num_topics == 0:
         return model, language
     with_heads = TopicLM(model, num_topics=space.num_topics).to(config.device)

@@ -9,7 +9,8 @@ components over the public text and brought to unit variance. No labels are need
 that there is a direction along which hidden states are constant: a router row has no other way to hold a constant. The
 heads are thrown away; what leaves the job is a plain OLMo 2 model.
 
-Shapes: B batch, T sequence, D hidden_size, V vocab_size, K topics, S stretches of one part within one sequence.
+Shapes: B batch, T sequence, D hidden_size, V vocab_size, K topics, F components looked for, S stretches of one part
+within one sequence.
 """
 
 from collections.abc import Callable
@@ -45,23 +46,46 @@ class TopicSpace:
     centre_K: Tensor
 
     @classmethod
-    def fit(cls, text: PackedText, *, vocab_size: int, num_topics: int, seed: int) -> Self:
+    def fit(
+        cls,
+        text: PackedText,
+        *,
+        vocab_size: int,
+        num_topics: int,
+        seed: int,
+        word_evenness: float = 0.0,
+        oversampling: int = 1,
+    ) -> Self:
         """The first `num_topics` principal components of the stretches of `text`, each of unit variance over them.
 
         There are fewer when the text has fewer stretches than that, down to none for a single one.
+
+        Args:
+            text: What topics are found in.
+            vocab_size: V.
+            num_topics: K, at most.
+            seed: Of the factorisation.
+            word_evenness: The power of its standard deviation that each word's roots are divided by first: at 0 words
+                count by how much their frequencies vary, so that frequent ones decide, at 1 all alike.
+            oversampling: How many times as many components are looked for as are kept: the last ones of a randomised
+                factorisation are mixtures of those beyond.
         """
         most = max(1, min(_SAMPLED_SEQUENCES, _SAMPLED_COUNTS // vocab_size))
         sequences = [text.sequence(index) for index in range(min(text.num_sequences, most))]
         input_ids = torch.stack([torch.from_numpy(tokens[:-1]) for tokens, _, _ in sequences]).long()
         part_ids = torch.stack([torch.from_numpy(ids) for _, _, ids in sequences])
         roots_SV, _ = _word_roots(input_ids, part_ids, vocab_size=vocab_size)
-        mean_V = roots_SV.mean(dim=0)
-        found = min(num_topics, len(roots_SV) - 1, vocab_size)
+        mean_V, scale_V = roots_SV.mean(dim=0), _scale(roots_SV, word_evenness)
+        deviations_SV = (roots_SV - mean_V) * scale_V
+        found, sought = (
+            min(number, len(roots_SV) - 1, vocab_size) for number in (num_topics, num_topics * oversampling)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the factorisation draws its starting subspace
-            _, singular_K, directions_VK = torch.svd_lowrank(roots_SV - mean_V, q=found, niter=_POWER_ITERATIONS)
+            _, singular_F, directions_VF = torch.svd_lowrank(deviations_SV, q=sought, niter=_POWER_ITERATIONS)
+        singular_K, directions_VK = singular_F[:found], directions_VF[:, :found]
         deviation_K = (singular_K / len(roots_SV) ** 0.5).clamp(min=torch.finfo(torch.float32).tiny)
-        components_VK = directions_VK / deviation_K
+        components_VK = scale_V[:, None] * directions_VK / deviation_K
         return cls(components_VK, mean_V @ components_VK)
 
     @property
@@ -122,6 +146,12 @@ def topic_loss(language: LossFunction, model: TopicLM, space: TopicSpace, *, wei
         return Loss(of_language.total + weight * torch.stack(errors).mean(), of_language.cross_entropy)
 
     return loss
+
+
+def _scale(roots_SV: Tensor, evenness: float) -> Tensor:
+    """What each word's roots are multiplied by [V]; a word that never varies says nothing either way."""
+    deviation_V = roots_SV.std(dim=0, correction=0)
+    return torch.where(deviation_V > 0, deviation_V, 1.0) ** -evenness
 
 
 def _word_roots(input_ids_BT: Tensor, part_ids_BT: Tensor, *, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,36 @@ def test_topics_have_mean_zero_and_variance_one_and_the_first_tells_the_kinds_ap
     assert abs(low.mean() - high.mean()) > 1.5
 
 
+def test_rare_words_decide_where_words_count_alike() -> None:
+    """Kinds differ in three rare words each; two frequent ones come and go in all documents."""
+    random = np.random.default_rng(0)
+    documents, kinds = [], []
+    for index in range(400):
+        rare = [3, 4, 5] if index % 2 else [6, 7, 8]
+        documents.append([*rare, *random.choice([1, 2], size=12, p=[share := random.random(), 1 - share]).tolist()])
+        kinds.append(index % 2)
+    told_apart = {}
+    for evenness in (0.0, 1.0):
+        space = TopicSpace.fit(_packed(documents), vocab_size=9, num_topics=1, seed=0, word_evenness=evenness)
+        topics = space.targets(_batch(documents, [[0] * 15] * 400))[:, 0, 0]
+        means = [float(topics[torch.tensor(kinds) == kind].mean()) for kind in (0, 1)]
+        told_apart[evenness] = abs(means[0] - means[1])
+    assert told_apart[0.0] < 0.5
+    assert told_apart[1.0] > 1.9
+
+
+def test_more_is_found_of_what_varies_where_more_is_looked_for() -> None:
+    random = np.random.default_rng(0)
+    text = _packed(random.integers(1, 200, size=(300, 15)).tolist())
+    kept = []
+    for oversampling in (1, 4):
+        space = TopicSpace.fit(text, vocab_size=200, num_topics=12, seed=0, oversampling=oversampling)
+        assert space.num_topics == 12
+        # Components are divided by the deviation they found: the smaller they are, the more of it.
+        kept.append(float((1 / space.components_VK.norm(dim=0)).square().sum()))
+    assert kept[1] > 1.01 * kept[0]
+
+
 def test_a_topic_is_of_its_part_alone_whatever_else_is_in_the_sequence(two_kinds: PackedText) -> None:
     space = TopicSpace.fit(two_kinds, vocab_size=VOCAB_SIZE, num_topics=2, seed=0)
     of_two = space.targets(_batch([[1, 2, 3, 4, 30, 31, 32, 33]], [[5, 5, 5, 5, 9, 9, 9, 9]]))
