@@ -4,9 +4,9 @@
 
 Stopped anywhere, it goes on where it was (`--work`); seeds may be measured apart (`--seeds`) and put together
 (`--join`). `--brief` measures the main rows alone: the public model, the release without and with router training,
-owners' own models and dense experts. The result goes to `results/method-<preset>-<sets>.json` (and `.md`, `.png`)
-unless the preset is `smoke`; the last line is that JSON on one line. `--try NAME=VALUE ...` measures other sizes (of
-`consortium.Sizes`) on validation text, for choosing them.
+owners' own models and dense experts, and with the first seed what is left when an owner leaves. The result goes to
+`results/method-<preset>-<sets>.json` (and `.md`, `.png`) unless the preset is `smoke`; the last line is that JSON on
+one line. `--try NAME=VALUE ...` measures other sizes (of `consortium.Sizes`) on validation text, for choosing them.
 """
 
 import argparse
@@ -279,7 +279,7 @@ def study(world: Consortium, *, is_first: bool, brief: bool, say: Callable[[str]
     experts, coordinated = it.own_systems()
     dense = it.dense_systems()
     if brief:
-        return {**_of_table(it, owners), "opt_out": {}, "top_k": {}}
+        return {**_of_table(it, owners), "opt_out": it.leaving(experts) if is_first else {}, "top_k": {}}
     all_data = (2, 1) if everything and is_first else (1,) if everything or is_first else ()
     ablated = it.ablated if everything and is_first else {}
     it.train_others(dense, all_data, ablated)

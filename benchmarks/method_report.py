@@ -11,7 +11,7 @@ def write(result: Mapping[str, Any], place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     place.with_suffix(".md").write_text(markdown(result))
-    if result["opt_out"]:
+    if result["top_k"]:
         _pictures(result, place.with_suffix(".png"))
 
 
@@ -50,13 +50,20 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
     shares = result["share_of_dense_gain"]
     lines.append("| share of a dense expert's gain | " + " | ".join(f"{shares[o]:.3f}" for o in owners) + " | |")
-    if not result["opt_out"]:
-        return "\n".join(lines) + "\n"
-    lines += ["", f"| without | {' | '.join(domains)} |", "|---|" + "---:|" * len(domains)]
-    for owner, row in result["opt_out"].items():
-        changes = (100 * (row[domain] / table["release"][domain] - 1) for domain in domains)
-        lines.append(f"| {owner} | " + " | ".join(f"{change:+.2f}%" for change in changes) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_without(result)]) + "\n"
+
+
+def _without(result: Mapping[str, Any]) -> list[str]:
+    """What changes in each domain when an owner leaves, each seed's beside its own release; some have none."""
+    left = [each for each in result["seeds"].values() if each["opt_out"]]
+    if not left:
+        return []
+    domains = list(result["table"]["public"])
+    lines = ["", f"| without | {' | '.join(domains)} |", "|---|" + "---:|" * len(domains)]
+    for owner in left[0]["opt_out"]:
+        ratios = [[each["opt_out"][owner][d] / each["table"]["release"][d] for each in left] for d in domains]
+        lines.append(f"| {owner} | " + " | ".join(f"{100 * (sum(of) / len(of) - 1):+.2f}%" for of in ratios) + " |")
+    return lines
 
 
 def _pictures(result: Mapping[str, Any], path: Path) -> None:

@@ -163,6 +163,23 @@ def test_seeds_that_were_measured_apart_are_one_result(tmp_path: Path) -> None:
             check_apart(conflicting, seeds)
 
 
+def test_what_an_owner_leaves_behind_is_beside_the_release_of_its_own_seed() -> None:
+    released = [{"code": 2.0, "public": 4.0}, {"code": 1.0, "public": 1.0}]
+    left = [{"code": {"code": 2.5, "public": 3.96}}, {}]
+    table = {"public": released[1], "release": {"code": 1.5, "public": 2.5}}
+    result = {
+        "benchmark": "method-cpu-2-brief", "table": table, "opt_out": mean_over(left), "top_k": {},
+        "cost": {name: {"active_parameters": 1000, "time_per_token": 1.0} for name in table},
+        "merge_efficiency": {}, "public_cost": {}, "share_of_dense_gain": {"code": 0.5},
+        "seeds": {
+            str(seed): {"table": {"public": row, "release": row}, "opt_out": without}
+            for seed, (row, without) in enumerate(zip(released, left, strict=True))
+        },
+    }  # fmt: skip
+    assert "| code | +25.00% | -1.00% |" in markdown(result)
+    assert "| without |" not in markdown({**result, "seeds": {"1": result["seeds"]["1"]}})
+
+
 def test_seeds_of_another_study_are_not_joined(tmp_path: Path) -> None:
     result = _result("0", seconds=1.0, bits=1.0)
     others = {"benchmark": "method-cpu-2-brief", "owners": ["law"], "sizes": {"top_k": 2, "seeds": [0, 1]}}
