@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from common import data
 from common.data import write_documents
@@ -66,7 +67,7 @@ class Sizes:
     router_steps: int
     router_learning_rate: float
     """Of router training on proxies."""
-    evaluated_bytes: int
+    evaluated_bytes: Annotated[int, Field(ge=1)]
     seeds: tuple[int, ...]
     router_mixed_share: float = 0.0
     """Of what rows are trained on: paragraphs of proxies and public text in turn."""

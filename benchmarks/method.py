@@ -12,6 +12,7 @@ one line. `--try NAME=VALUE ...` measures other sizes (of `consortium.Sizes`) on
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ from benchmarks.method_presets import ABLATIONS, MANY, PRESETS, PRESETS_OF_MANY,
 from benchmarks.method_seeds import Stopwatch, check_apart, joined, recorded
 from common import data
 from common.data import Document
-from common.errors import NotFoundError
+from common.errors import ConcordError, NotFoundError
 from common.evaluate import prepare, score
 from common.files import write_atomic
 from common.job import use_cpu
@@ -345,8 +346,7 @@ def efficiency(table: Mapping[str, Row], own: Mapping[str, Row], system: str) ->
     return {o: (public[o] - table[system][o]) / (public[o] - row[o]) for o, row in own.items()}
 
 
-def main() -> None:
-    """Run and print."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="smoke")
     parser.add_argument("--sets", type=int, choices=SETS, default=4)
@@ -362,9 +362,21 @@ def main() -> None:
     parser.add_argument(
         "--join", type=Path, nargs="*", default=[], help="recorded results of other seeds, to report as one"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run and print; what cannot be done is said in one line."""
+    arguments = _arguments()
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     use_cpu(threads=len(os.sched_getaffinity(0)))
+    try:
+        _measure(arguments)
+    except ConcordError as error:
+        sys.exit(f"Error: {error}")
+
+
+def _measure(arguments: argparse.Namespace) -> None:
     owners = tuple(arguments.owners or SETS[arguments.sets])
     sizes, name = PRESETS[arguments.preset], f"method-{arguments.preset}-{1 + len(owners)}"
     if len(owners) >= MANY:

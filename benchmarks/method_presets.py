@@ -1,5 +1,6 @@
 """What `benchmarks.method` is run with: which owners, how large everything is, and what is left out in turn."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -105,6 +106,11 @@ def changed(sizes: Sizes, changes: Sequence[str]) -> Sizes:
     if unknown := given.keys() - vars(sizes).keys():
         raise MalformedError(f"no size is called {min(unknown)!r}; there are {', '.join(vars(sizes))}")
     try:
-        return TypeAdapter(Sizes).validate_python({**vars(sizes), **given})
+        result = TypeAdapter(Sizes).validate_python({**vars(sizes), **given})
     except ValidationError as error:
         raise MalformedError(describe(error)) from error
+    for name in given:
+        value = vars(result)[name]
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise MalformedError(f"{name} is {value}; give a number that is finite and not below 0")
+    return result

@@ -85,9 +85,25 @@ def test_sizes_are_changed_by_name() -> None:
     sizes = changed(PRESETS["smoke"], ["router_hold_public=0.25", "coordinated=false", "split_bytes=9"])
     assert (sizes.router_hold_public, sizes.coordinated, sizes.split_bytes) == (0.25, False, 9)
     assert replace(sizes, router_hold_public=0.0, coordinated=True, split_bytes=100_000) == PRESETS["smoke"]
-    for wrong, message in (("rate=1", "no size is called 'rate'"), ("top_k=many", "top_k"), ("top_k", "top_k")):
+    for wrong, message in (
+        ("rate=1", "no size is called 'rate'"), ("top_k=many", "top_k"), ("top_k", "top_k"),
+        ("router_hold_public=-1", "router_hold_public is -1.0"), ("router_hold_public=nan", "is nan"),
+        ("evaluated_bytes=0", "evaluated_bytes: .*greater than or equal to 1"),
+    ):  # fmt: skip
         with pytest.raises(MalformedError, match=message):
             changed(PRESETS["smoke"], [wrong])
+
+
+def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
+    for more, message in (
+        (["--try", "rate=1"], "no size is called 'rate'"),
+        (["--join", str(tmp_path / "none.json")], "none.json: not a result of this benchmark"),
+        ([], "public: no such file or folder"),
+    ):
+        run = _start(tmp_path / "data", tmp_path / "work", *more)
+        _, errors = run.communicate()
+        assert run.returncode == 1
+        assert re.fullmatch(f"Error: .*{message}.*\n", errors)
 
 
 def test_merge_efficiency_is_the_kept_share_of_what_an_owner_gained() -> None:
