@@ -68,7 +68,8 @@ PRESETS_OF_MANY: Final[Mapping[str, Mapping[str, Any]]] = {
         **COORDINATED,
         "hidden_size": 192, "intermediate_size": 1536, "num_attention_heads": 6, "top_k": 4,
         "patchwork_share": 0.0, "rope_theta": 10_000.0, "router_mixed_share": 0.0, "router_learning_rate": 3e-3,
-        "router_hold_public": 1.0,
+        "router_hold_public": 4.0, "topic_word_evenness": 0.5, "topic_oversampling": 4, "experts_choose": True,
+        "min_accuracy": 0.8, "held_alike": False,
     },
     "gpu": COORDINATED,
 }  # fmt: skip
